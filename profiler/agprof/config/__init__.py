@@ -1,0 +1,1 @@
+"""workload.yaml -> Workload, checked before anything starts."""

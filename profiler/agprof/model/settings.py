@@ -1,0 +1,40 @@
+"""What the instruments inside a rank are told, passed as JSON in one environment variable."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+ENV_RUN_DIR = "AGPROF_RUN_DIR"
+ENV_SETTINGS = "AGPROF_SETTINGS"
+ENV_HOME = "AGPROF_HOME"
+"""The source root of the agprof package, appended to sys.path where agprof is not installed."""
+ENV_RANK_PID = "AGPROF_RANK_PID"
+"""Process id of the rank. Set by the bootstrap, inherited by children, which therefore stay unarmed."""
+ENV_NODE = "AGPROF_NODE"
+"""Number of the node, from 0."""
+
+Level = Literal["off", "light", "default"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstrumentSettings:
+    """Settings of the instruments. The defaults are those of a run with `profile:` left out."""
+
+    level: Level = "default"
+    profile_step: int | None = 4
+    """Optimizer step at which the flops profiler runs on one micro-step; None switches it off."""
+    flush_period_s: float = 0.25
+    capture_output: bool = True
+    """Redirect the rank's stdout and stderr into the run folder."""
+    nvtx: bool = True
+    flight_recorder: bool = True
+    total_steps: int | None = None
+    """Optimizer steps the job will run, when known: for the ETA only."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "InstrumentSettings":
+        """Read what `to_json` wrote. Raises ValueError or TypeError on anything else."""
+        return InstrumentSettings(**json.loads(text))

@@ -1,0 +1,309 @@
+"""The tables of a run folder: names, columns, types and meaning, in one place.
+
+Producers (instruments, sampler) append rows as tuples in exactly this column order; `store.reader` gives the same
+tables back as data frames with these columns plus `rank` (tables of a rank) or `node` (tables of a node). A column
+whose value was not measured is None, never 0. All times are CLOCK_MONOTONIC nanoseconds of the node
+(`time.monotonic_ns`); the stream's header holds the pair (realtime, monotonic) that turns them into wall time.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+"""Version of the tables and of the run folder. Raised when a column changes its meaning or goes away."""
+
+Type = Literal["int", "float", "str", "bool"]
+Scope = Literal["rank", "node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name (unit included), type and meaning."""
+
+    name: str
+    type: Type
+    doc: str
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: its name, the scope of its writer, and its columns in row order."""
+
+    name: str
+    scope: Scope
+    doc: str
+    columns: tuple[Column, ...]
+
+
+def _table(name: str, scope: Scope, doc: str, *columns: tuple[str, str, str]) -> Table:
+    """Build a table from (name, type, doc) triples; a type that ends in `?` may be None."""
+    built = []
+    for column, type_, meaning in columns:
+        bare: Type = type_.rstrip("?")  # type: ignore[assignment]
+        built.append(Column(column, bare, meaning, optional=type_.endswith("?")))
+    return Table(name, scope, doc, tuple(built))
+
+
+STEPS = _table(
+    "steps",
+    "rank",
+    "One row per optimizer step. Steps tile the time line: a step ends when its optimizer update ends and the next "
+    "begins there; the first begins at the first phase seen.",
+    ("step", "int", "number of the optimizer step, from 0"),
+    ("start_ns", "int", "begin"),
+    ("end_ns", "int", "end of the optimizer update"),
+    ("micro_steps", "int", "backward passes in the step"),
+    ("loss", "float?", "mean loss over the micro-steps"),
+    ("samples", "int?", "samples of this rank"),
+    ("tokens", "int?", "tokens of this rank"),
+    ("profiled", "bool", "an expensive instrument (flops profiler) ran in this step; left out of statistics"),
+)
+
+MICRO_STEPS = _table(
+    "micro_steps",
+    "rank",
+    "One row per backward pass.",
+    ("step", "int", "optimizer step it belongs to"),
+    ("micro_step", "int", "number within the step, from 0"),
+    ("start_ns", "int", "begin: end of the micro-step before"),
+    ("end_ns", "int", "end"),
+    ("loss", "float?", "loss given to backward, before any scaling by the framework"),
+    ("samples", "int?", "samples"),
+    ("tokens", "int?", "tokens"),
+)
+
+SPANS = _table(
+    "spans",
+    "rank",
+    "Time ranges of the rank's own threads, nested by time within a thread. Phases are spans of category `phase`.",
+    ("span", "int", "number within the rank, from 0"),
+    ("step", "int", "optimizer step"),
+    ("micro_step", "int", "micro-step within the step"),
+    ("category", "str", "phase | range (the user's agprof.range) | module"),
+    ("name", "str", "for phases: data | forward | backward | optimizer; else the range's own name"),
+    ("start_ns", "int", "begin on the host"),
+    ("end_ns", "int", "end on the host"),
+    ("thread", "int", "thread id"),
+    ("depth", "int", "open spans of the same thread when it began"),
+)
+
+DEVICE_SPANS = _table(
+    "device_spans",
+    "rank",
+    "The device's time of spans, from CUDA events that were never synchronised on. Empty on a CPU.",
+    ("span", "int", "number of the span"),
+    ("start_ns", "int", "begin on the device, since the rank's reference event, shifted to the host's clock"),
+    ("duration_ns", "int", "duration on the device"),
+)
+
+COLLECTIVES = _table(
+    "collectives",
+    "rank",
+    "One row per collective call of this rank.",
+    ("step", "int", "optimizer step"),
+    ("micro_step", "int", "micro-step"),
+    ("op", "str", "all_reduce, all_gather, reduce_scatter, broadcast, barrier, ... (one name per operation kind)"),
+    ("group", "str", "name of the process group"),
+    ("group_size", "int", "ranks in the group"),
+    (
+        "bytes",
+        "int?",
+        "total bytes S as nccl-tests defines it for the operation: all-gather n x input, "
+        "reduce-scatter n x output, others the buffer's size; None where it can't be known",
+    ),
+    ("dtype", "str?", "element type"),
+    ("async_op", "bool", "issued asynchronously"),
+    ("start_ns", "int", "call entered"),
+    ("issue_end_ns", "int", "call returned to the caller (sync: the operation is done on the host)"),
+    ("end_ns", "int?", "operation complete; None when it was not seen to complete"),
+    ("wait_ns", "int", "time the caller stood in wait() on it, beside start..issue_end"),
+    ("tap", "str", "which instrument saw it: wrapper | dispatcher"),
+    ("thread", "int", "thread id"),
+    ("caller", "str", "innermost phase when it was issued: data | forward | backward | optimizer | other"),
+)
+
+WAITS = _table(
+    "waits",
+    "rank",
+    "Time a thread stood in wait() on an asynchronous collective.",
+    ("step", "int", "optimizer step"),
+    ("op", "str", "operation waited for"),
+    ("start_ns", "int", "begin"),
+    ("end_ns", "int", "end"),
+    ("thread", "int", "thread id"),
+)
+
+LEDGER = _table(
+    "ledger",
+    "rank",
+    "torch's flight recorder against our taps, per group and operation, at the end of the run. "
+    "recorded - seen = unseen collectives.",
+    ("group", "str", "name of the process group"),
+    ("op", "str", "operation kind"),
+    ("recorded", "int", "calls in the flight recorder"),
+    ("seen", "int", "calls our taps saw in the same window"),
+    ("recorded_bytes", "int?", "bytes in the flight recorder"),
+    ("seen_bytes", "int?", "bytes our taps saw"),
+    ("complete", "bool", "false when the recorder's ring had dropped older entries"),
+)
+
+MEMORY = _table(
+    "memory",
+    "rank",
+    "Memory of the rank at the borders of phases.",
+    ("step", "int", "optimizer step"),
+    ("micro_step", "int", "micro-step"),
+    ("at", "str", "the border: `<phase>.end` or `step.end`"),
+    ("time_ns", "int", "time"),
+    ("rss_bytes", "int?", "resident set of the process"),
+    ("rss_peak_bytes", "int?", "highest resident set since the process began (getrusage)"),
+    ("allocated_bytes", "int?", "device allocator: live tensors"),
+    ("reserved_bytes", "int?", "device allocator: held from the driver"),
+    ("allocated_peak_bytes", "int?", "device allocator's own peak; falls when somebody resets it"),
+)
+
+MODULES = _table(
+    "modules",
+    "rank",
+    "The module tree at the profile step, one micro-step, forward only.",
+    ("step", "int", "profiled optimizer step"),
+    ("path", "str", "dotted path from the root, '' for the root"),
+    ("parent", "str?", "path of the parent; None for the root"),
+    ("depth", "int", "0 for the root"),
+    ("type", "str", "class name"),
+    ("order", "int", "position in the module tree, parents first"),
+    ("params", "int", "own and descendants' parameters, shared ones once"),
+    ("trainable_params", "int", "of them those that require a gradient"),
+    ("forward_flops", "float?", "multiply-adds x 2 of one forward, with descendants"),
+    ("forward_ns", "int?", "host time of one forward, with descendants, under the profiler"),
+    ("calls", "int?", "times its forward ran in the micro-step"),
+)
+
+MARKS = _table(
+    "marks",
+    "rank",
+    "Points in time: the user's agprof.mark and the instruments' own.",
+    ("time_ns", "int", "time"),
+    ("step", "int", "optimizer step"),
+    ("source", "str", "user | agprof"),
+    ("name", "str", "text"),
+)
+
+FACTS = _table(
+    "facts",
+    "rank",
+    "What the instruments learned once: framework, ZeRO stage, model size, device ... Later rows win.",
+    ("time_ns", "int", "time"),
+    ("key", "str", "dotted key, as deepspeed.zero_stage"),
+    ("value", "str", "value as JSON"),
+)
+
+FAULTS = _table(
+    "faults",
+    "rank",
+    "Failures of instruments. Training never sees them; the report does.",
+    ("time_ns", "int", "time"),
+    ("instrument", "str", "which one"),
+    ("where", "str", "what it was doing"),
+    ("error", "str", "type and message"),
+    ("count", "int", "how often so far; the instrument is off after the third"),
+)
+
+COST = _table(
+    "cost",
+    "rank",
+    "What the instruments themselves cost, as they measured it, per flush.",
+    ("time_ns", "int", "time"),
+    ("flush_cpu_ns", "int", "CPU time of the flusher thread since the row before"),
+    ("rows", "int", "rows written since the row before"),
+    ("bytes", "int", "bytes written since the row before"),
+    ("lost_rows", "int", "rows lost since the row before (disk full, I/O error)"),
+)
+
+HOST_SAMPLES = _table(
+    "host_samples",
+    "node",
+    "The whole host, by psutil. Rates are counters' deltas over the sample's period.",
+    ("time_ns", "int", "time"),
+    ("period_ns", "int", "time since the sample before"),
+    ("cpu_ratio", "float?", "busy share of all cores, 0..1"),
+    ("memory_used_bytes", "int?", "total - available"),
+    ("memory_total_bytes", "int?", "total"),
+    ("swap_used_bytes", "int?", "swap in use"),
+    ("network_sent_bytes_per_s", "float?", "all interfaces but loopback"),
+    ("network_received_bytes_per_s", "float?", "all interfaces but loopback"),
+    ("loopback_bytes_per_s", "float?", "sent over loopback: gloo between ranks of one node"),
+    ("disk_read_bytes_per_s", "float?", "all disks"),
+    ("disk_write_bytes_per_s", "float?", "all disks"),
+    ("load_1m", "float?", "load average over one minute"),
+)
+
+PROCESS_SAMPLES = _table(
+    "process_samples",
+    "node",
+    "The process tree of each rank. Rates are deltas over the sample's period.",
+    ("time_ns", "int", "time"),
+    ("period_ns", "int", "time since the sample before"),
+    ("rank", "int", "rank of the tree"),
+    ("role", "str", "rank (the process itself) | worker (its children, summed: DataLoader workers and the like)"),
+    ("processes", "int", "processes summed"),
+    ("cpu_cores", "float?", "CPU in use, in cores"),
+    ("rss_bytes", "int?", "resident set, summed"),
+    ("pss_bytes", "int?", "proportional set; read less often than the rest"),
+    ("threads", "int?", "threads"),
+    ("read_bytes_per_s", "float?", "storage reads"),
+    ("write_bytes_per_s", "float?", "storage writes"),
+)
+
+GPUS = _table(
+    "gpus",
+    "node",
+    "The node's GPUs, once.",
+    ("gpu", "int", "NVML index on this node"),
+    ("uuid", "str?", "UUID"),
+    ("pci_bus_id", "str?", "PCI bus id"),
+    ("name", "str?", "product name as NVML gives it"),
+    ("memory_total_bytes", "int?", "total"),
+    ("power_limit_mw", "int?", "enforced power limit"),
+    ("driver_version", "str?", "driver"),
+)
+
+GPU_SAMPLES = _table(
+    "gpu_samples",
+    "node",
+    "Each GPU, by NVML.",
+    ("time_ns", "int", "time"),
+    ("gpu", "int", "NVML index on this node"),
+    ("utilization_ratio", "float?", "share of time in which at least one kernel ran, 0..1"),
+    ("memory_busy_ratio", "float?", "share of time in which memory was read or written, 0..1"),
+    ("memory_used_bytes", "int?", "in use, without the driver's reserve"),
+    ("power_mw", "int?", "power; what it means depends on the architecture, see power_kind"),
+    ("power_kind", "str?", "instant | average_1s"),
+    ("energy_mj", "int?", "energy counter since the driver was loaded"),
+    ("sm_clock_mhz", "int?", "SM clock"),
+    ("memory_clock_mhz", "int?", "memory clock"),
+    ("temperature_c", "int?", "core temperature"),
+    ("clock_event_reasons", "int?", "bit mask of clock event reasons"),
+)
+
+SAMPLER_STATE = _table(
+    "sampler_state",
+    "node",
+    "What the sampler could not measure and what it cost.",
+    ("time_ns", "int", "time"),
+    ("field", "str", "host.cpu, process.pss, gpu.energy ... or `self`"),
+    ("state", "str", "ok | retry | unsupported | slowed"),
+    ("reason", "str", "why"),
+    ("self_cpu_ns", "int?", "CPU time of the sampler so far"),
+    ("self_rss_bytes", "int?", "resident set of the sampler"),
+)
+
+TABLES: tuple[Table, ...] = (
+    STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, LEDGER, MEMORY, MODULES, MARKS, FACTS, FAULTS, COST,
+    HOST_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
+)  # fmt: skip
+BY_NAME: dict[str, Table] = {table.name: table for table in TABLES}
+
+PHASES: tuple[str, ...] = ("data", "forward", "backward", "communication", "optimizer", "other")
+"""The parts of a step, in the order they are drawn. They add up to the step exactly, per rank."""

@@ -1,0 +1,55 @@
+"""Names of the files in a run folder, and the constants of the stream format.
+
+A stream is one append-only file with one writer:
+
+    magic "AGPROF\\0" | version u8 | frame*          all integers little-endian
+    frame = length u32 | crc32(payload) u32 | payload (MessagePack)
+
+The first frame's payload is the header, a map. Every later payload is a two-element array: the name of a table and a
+list of its rows, or `["end", [[reason]]]`, written when the writer closed the stream in order. Any prefix of a stream
+is valid up to its last whole frame.
+"""
+
+import struct
+from pathlib import Path
+
+MAGIC = b"AGPROF\x00"
+STREAM_VERSION = 1
+PREAMBLE = MAGIC + bytes([STREAM_VERSION])
+FRAME = struct.Struct("<II")
+MAX_FRAME_BYTES = 64 * 2**20
+END = "end"
+
+MANIFEST = "run.json"
+WORKLOAD = "workload.yaml"
+OUTCOME = "outcome.json"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+LAUNCHER_LOG = "launcher.log"
+SAMPLER_LOG = "sampler.log"
+FAILURES = "failures.json"
+RANKS = "ranks"
+NODES = "nodes"
+SUFFIX = ".agp"
+
+
+def rank_stem(rank: int) -> str:
+    return f"rank-{rank:05d}"
+
+
+def node_stem(node: int) -> str:
+    return f"node-{node:05d}"
+
+
+def rank_stream(run: Path, rank: int, attempt: int = 0) -> Path:
+    """The stream of one rank; a restarted rank writes the next attempt and never over an older one."""
+    return run / RANKS / f"{rank_stem(rank)}.{attempt}{SUFFIX}"
+
+
+def node_stream(run: Path, node: int, attempt: int = 0) -> Path:
+    return run / NODES / f"{node_stem(node)}.{attempt}{SUFFIX}"
+
+
+def rank_log(run: Path, rank: int, stream: str) -> Path:
+    """`stream` is stdout or stderr."""
+    return run / RANKS / f"{rank_stem(rank)}.{stream}.log"
