@@ -1,7 +1,7 @@
 """agprof: profiling and resource monitoring for distributed LLM training.
 
-The map: `config` reads a workload file, `launch` starts its ranks, `instruments` (inside each rank) and `sampler` (one per
-node) write the run folder of `store`, `analysis` turns its tables into answers, `agprof_reports` draws them.
+The map: `config` reads a workload file, `launch` starts its ranks, `instruments` (inside each rank) and `sampler` (one
+per node) write the run folder of `store`, `analysis` turns its tables into answers, `agprof_reports` draws them.
 
 In training code (all of it does nothing unless the process runs under `agprof run`):
 

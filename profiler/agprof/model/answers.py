@@ -1,0 +1,338 @@
+"""The answers of a run: what `analysis` returns, `report.json` holds and the HTML report draws.
+
+Every value is frozen plain data. Field names carry units; a figure carries unit, source, n and spread, and a figure
+that was not measured has value None and the reason. `report.json` is `RunAnswers` field by field; its keys are
+documented in docs/report-json.md and change only with ANSWERS_VERSION.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ANSWERS_VERSION = 1
+
+Source = Literal["measured", "counted", "modelled", "declared"]
+Confidence = Literal["measured", "modelled", "rule of thumb"]
+Phase = Literal["data", "forward", "backward", "communication", "optimizer", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure with everything needed to trust it."""
+
+    value: float | None
+    unit: str
+    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio."""
+    source: Source
+    n: int
+    """Observations behind it."""
+    low: float | None = None
+    """Lower end of the interval named in `method`."""
+    high: float | None = None
+    method: str = ""
+    """Formula, API and kind of interval, in one line."""
+    reason: str | None = None
+    """Why the value is None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kpi:
+    """A figure for the row of cards: key (stable), label, figure, one short line under it."""
+
+    key: str
+    label: str
+    figure: Figure
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What ran, where, how it ended."""
+
+    name: str
+    run_id: str
+    """Name of the run folder."""
+    description: str
+    started_realtime_ns: int | None
+    duration_ns: int | None
+    world_size: int | None
+    nodes: int | None
+    framework: str | None
+    """deepspeed, ddp, fsdp, plain; with the ZeRO stage where there is one: `DeepSpeed ZeRO-2`."""
+    device: str | None
+    """`CPU` or the GPU's product name."""
+    dtype: str | None
+    status: Literal["finished", "failed", "killed", "interrupted", "running", "unknown"]
+    status_sentence: str
+    """`finished, 20 steps on 2 ranks` or `rank 1 ended at step 41: killed (SIGKILL)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the run is bound by."""
+
+    bound_by: Literal["data", "forward", "backward", "communication", "optimizer", "other", "straggler", "unknown"]
+    headline: str
+    """One sentence with figures."""
+    evidence: tuple[str, ...]
+    confidence: Confidence
+    confidence_sentence: str
+    next_step: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """An opportunity or a fault, with evidence."""
+
+    key: str
+    title: str
+    evidence: str
+    section: str
+    """Anchor of the section that proves it: time, communication, compute, memory, system, ranks, quality."""
+    saving_ns_per_step: Figure | None
+    """None when it is not about time."""
+    confidence: Confidence
+    change: str
+    """What to change: the very key of the workload file or DeepSpeed JSON."""
+    check: str
+    """How to see that it worked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPhases:
+    """Mean time per steady step and phase of one rank. The parts add up to `step_ns` exactly (before rounding)."""
+
+    rank: int
+    steps: int
+    step_ns: float
+    parts_ns: dict[str, float]
+    """Every phase of `Phase` -> mean ns per step, self time: communication is cut out of the phase around it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One optimizer step of one rank; the parts add up to duration_ns exactly."""
+
+    rank: int
+    step: int
+    start_ns: int
+    """Since the run's first step began (host clock)."""
+    duration_ns: int
+    kind: Literal["warm-up", "steady", "profiled"]
+    loss: float | None
+    parts_ns: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineSpan:
+    """One bar of the time line of a window of steps."""
+
+    rank: int
+    lane: Literal["phase", "communication", "range"]
+    name: str
+    start_ns: int
+    """Since the window began."""
+    duration_ns: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeAnswer:
+    """Where a step's time goes."""
+
+    sentence: str
+    step_time: Figure
+    """Median over steady steps of the slowest rank's step, with interval."""
+    warmup_steps: int
+    warmup_rule: str
+    steady_steps: int
+    profiled_steps: tuple[int, ...]
+    ranks: tuple[RankPhases, ...]
+    steps: tuple[StepRow, ...]
+    timeline_steps: tuple[int, int] | None
+    timeline: tuple[TimelineSpan, ...]
+    ranges: tuple["RangeRow", ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeRow:
+    """The user's own ranges, summed per name over ranks and steady steps."""
+
+    name: str
+    calls_per_step: float
+    ns_per_step: float
+    """Mean per rank and step, children included."""
+    share: float
+    """Of the mean step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveRow:
+    """Collectives of one kind, group and size, over steady steps, per rank."""
+
+    op: str
+    group: str
+    group_size: int
+    dtype: str | None
+    caller: str
+    calls_per_step: float
+    bytes_per_call: Figure
+    bytes_per_step: float | None
+    exposed_ns_per_step: float
+    """Mean per rank: time in which the caller stood in it."""
+    total_ns_per_step: float
+    """Mean per rank: from entry to completion."""
+    share: float
+    """Exposed time over the mean step."""
+    algorithm_bandwidth: Figure
+    """S / t, t the shortest duration over the ranks of matching calls where they can be matched, else the median."""
+    bus_bandwidth: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnseenRow:
+    """Collectives that torch's flight recorder saw and our taps did not."""
+
+    rank: int
+    group: str
+    op: str
+    recorded: int
+    seen: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommunicationAnswer:
+    sentence: str
+    calls_per_step: Figure
+    bytes_per_step: Figure
+    exposed_per_step: Figure
+    exposed_share: Figure
+    total_per_step: Figure
+    rows: tuple[CollectiveRow, ...]
+    unseen: tuple[UnseenRow, ...]
+    ledger_sentence: str
+    """`The flight recorder confirms all 240 collectives.` or what is unseen, or why there is no ledger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A curve over time; x in ns since the run's first step began; y None where there is a gap."""
+
+    label: str
+    unit: str
+    x_ns: tuple[int, ...]
+    y: tuple[float | None, ...]
+    rank: int | None = None
+    node: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    rank: int
+    peak: Figure
+    """Highest of what was seen: allocator on a GPU, resident set on a CPU."""
+    peak_at: str
+    """Phase border nearest the peak, as `forward.end of step 3`."""
+    standing_bytes: float | None
+    """Median at the end of steady steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryAnswer:
+    sentence: str
+    kind: Literal["device", "host"]
+    peak: Figure
+    ranks: tuple[RankMemory, ...]
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleRow:
+    """One module of the tree at the profile step; one micro-step."""
+
+    path: str
+    parent: str | None
+    depth: int
+    type: str
+    params: int
+    trainable_params: int
+    forward_flops: float | None
+    forward_ns: int | None
+    calls: int | None
+    flops_share: float | None
+    """Of the root."""
+    time_share: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeAnswer:
+    sentence: str
+    params: Figure
+    trainable_params: Figure
+    forward_flops_per_micro_step: Figure
+    flops_per_step: Figure
+    """Forward counted, backward modelled from what requires a gradient; see method."""
+    flops_per_second: Figure
+    """Per rank."""
+    modules: tuple[ModuleRow, ...]
+    profiled_step: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemAnswer:
+    sentence: str
+    curves: tuple[Curve, ...]
+    """Labels: `rank 0 CPU`, `rank 0 RSS`, `rank 0 workers CPU`, `host CPU`, `network sent`, `GPU 0 utilization`..."""
+    figures: tuple[Kpi, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRow:
+    rank: int
+    node: int | None
+    host: str | None
+    pid: int | None
+    device: str | None
+    steps: int
+    step_time: Figure
+    ended: str
+    """`clean`, `exit code 3`, `killed (SIGKILL)`, `no end record`."""
+    last_step: int | None
+    last_phase: str | None
+    faults: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """How complete the data is, and what agprof itself cost."""
+
+    sentence: str
+    ranks_expected: int | None
+    ranks_present: int
+    problems: tuple[str, ...]
+    """Whole sentences: missing ranks, torn streams, gaps, lost rows, instruments' faults, unseen collectives."""
+    cost: tuple[Kpi, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunAnswers:
+    """All answers of one run."""
+
+    version: int
+    agprof_version: str
+    identity: Identity
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    kpis: tuple[Kpi, ...]
+    time: TimeAnswer
+    communication: CommunicationAnswer
+    compute: ComputeAnswer
+    memory: MemoryAnswer
+    system: SystemAnswer
+    ranks: tuple[RankRow, ...]
+    configuration: tuple[tuple[str, str], ...]
+    """Key and value, in order: command, workload, framework's settings, environment allow-list, versions."""
+    quality: Quality
+    methods: tuple[tuple[str, str], ...]
+    """Term and how it is measured."""
