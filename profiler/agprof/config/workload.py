@@ -1,16 +1,113 @@
-"""The workload file as a value. Reading and checking it is `config.load`."""
+"""The workload file as a value. Reading and checking a file is `config.load`.
 
-from typing import Annotated, Literal
+Rules that a single value must keep stand with its type; combinations that can't work are in `_conflicts`. Rule texts
+are written for the person who wrote the file, because `config.load` prints them as they are.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import re
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
 
-Scalar = str | int | float | bool | None
-ArgValue = Scalar | list[str | int | float]
-PositiveInt = Annotated[int, Field(gt=0)]
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+RESERVED_ENV = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "GROUP_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "AGPROF_RUN_DIR",
+        "AGPROF_SETTINGS",
+        "AGPROF_HOME",
+        "AGPROF_RANK_PID",
+        "AGPROF_NODE",
+    }
+)
+"""Variables that the launcher or agprof itself sets for every rank."""
+
+_BAD_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def text_problem(value: str) -> str | None:
+    """The rule that a text breaks, or None. NUL can't be passed to a program; the others corrupt terminals and logs."""
+    found = _BAD_CHARACTER.search(value)
+    if found is None:
+        return None
+    return f"holds the control character {found.group()!a}; only tab and line feed may stand in a text"
+
+
+def env_name_problem(value: str) -> str | None:
+    """The rule that the name of an environment variable breaks, or None."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        return "is no name of an environment variable; use letters, digits and `_`"
+    if value == "MASTER_PORT":
+        return "is set by the launcher; use `launch.master_port`"
+    if value in RESERVED_ENV:
+        return "is set by the launcher or by agprof for every rank; leave it out"
+    return None
+
+
+def arg_name_problem(value: str) -> str | None:
+    """The rule that a key of `args` breaks, or None."""
+    if value.startswith("-"):
+        return f"is written without the dashes: {value.lstrip('-') or 'a name'!r} becomes `--{value.lstrip('-')}`"
+    if not value or re.search(r"[\s=]", value):
+        return "is no name of an argument; it must not be empty or hold blanks or `=`"
+    return text_problem(value)
+
+
+def _check_text(value: str) -> str:
+    return _checked(value, text_problem(value))
+
+
+def _check_env_name(value: str) -> str:
+    return _checked(value, env_name_problem(value))
+
+
+def _check_arg_name(value: str) -> str:
+    return _checked(value, arg_name_problem(value))
+
+
+def _check_name(value: str) -> str:
+    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value)
+    rule = "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit: the run's folder carries it"
+    return _checked(value, None if good else rule)
+
+
+def _check_module(value: str) -> str:
+    if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", value) and not value.endswith(".py"):
+        return value
+    hint = "; give a file as `script`" if value.endswith(".py") or "/" in value else ""
+    raise PydanticCustomError("rule", "{rule}", {"rule": f"must be a dotted module name such as package.train{hint}"})
+
+
+def _check_script(value: str) -> str:
+    return _checked(value, text_problem(value) if value.strip() else "is empty; name a Python file")
+
+
+def _checked(value: str, problem: str | None) -> str:
+    if problem is not None:
+        raise PydanticCustomError("rule", "{rule}", {"rule": problem})
+    return value
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+EnvName = Annotated[str, AfterValidator(_check_env_name)]
+ArgName = Annotated[str, AfterValidator(_check_arg_name)]
+PositiveInt = Annotated[int, Field(gt=0, le=2**63 - 1)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Scalar = Text | int | float | bool | None
+ArgValue = Scalar | list[Text | int | float]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class LaunchSection(_Section):
@@ -18,9 +115,13 @@ class LaunchSection(_Section):
 
     launcher: Literal["torchrun", "deepspeed"] = "torchrun"
     """Program that starts the ranks of a node."""
-    ranks_per_node: PositiveInt = 1
+    ranks_per_node: Annotated[int, Field(gt=0, le=1024)] = 1
     """Ranks started on each node."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[EnvName, Text] = Field(
+        default_factory=dict,
+        # The file may hold bare numbers, which `config.load` takes as the text they are.
+        json_schema_extra={"additionalProperties": {"type": ["string", "number"]}},
+    )
     """Environment added for every rank. OMP_NUM_THREADS is cores / ranks unless set here or outside."""
     master_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Port of the rendezvous; a free one is taken when left out."""
@@ -33,9 +134,9 @@ class ProfileSection(_Section):
 
     level: Literal["off", "light", "default"] = "default"
     """off: nothing; light: steps and phases only; default: also collectives, memory, flops."""
-    profile_step: Annotated[int, Field(ge=0)] | None = 4
+    profile_step: NonNegativeInt | None = 4
     """Optimizer step at which the flops profiler runs on one micro-step; null switches it off."""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Steps left out of statistics at the start; detected from the data when left out."""
     total_steps: PositiveInt | None = None
     """Optimizer steps that the job runs, for the time left on the live display."""
@@ -51,7 +152,7 @@ class MonitorSection(_Section):
     enabled: bool = True
     """Run the sampler."""
     period_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    """Time between samples of processes, host and GPUs."""
+    """Seconds between samples of processes, host and GPUs."""
     nvml: Literal["auto", "off"] = "auto"
     """Ask NVML for the GPUs; off never loads it."""
 
@@ -59,26 +160,31 @@ class MonitorSection(_Section):
 class Workload(_Section):
     """A training job and how to profile it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[
+        str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})
+    ]
     """Name of the run; its folder carries it. Letters, digits, `.`, `_`, `-`."""
-    description: str = ""
+    description: Text = ""
     """One line for `agprof workloads` and the report."""
-    module: str | None = None
+    module: Annotated[str, AfterValidator(_check_module)] | None = None
     """Python module to run, as `python -m`. Give either module or script."""
-    script: str | None = None
+    script: Annotated[str, AfterValidator(_check_script)] | None = None
     """Python file to run, relative to the workload file. Give either module or script."""
-    args: dict[str, ArgValue] | list[str | int | float] = Field(default_factory=dict)
+    args: dict[ArgName, ArgValue] | list[Text | int | float] = Field(default_factory=dict)
     """Arguments: a list as it stands, or a mapping: value -> --key value, true -> --key, false and null -> left out."""
     launch: LaunchSection = Field(default_factory=LaunchSection)
+    """How the ranks are started."""
     profile: ProfileSection = Field(default_factory=ProfileSection)
+    """What is measured inside each rank."""
     monitor: MonitorSection = Field(default_factory=MonitorSection)
+    """What is sampled on each node beside the ranks."""
 
     @model_validator(mode="after")
-    def _one_target(self) -> "Workload":
-        if (self.module is None) == (self.script is None):
-            raise ValueError("give exactly one of `module` and `script`: the program that the ranks run")
-        if self.launch.bind_cores and self.launch.launcher != "deepspeed":
-            raise ValueError("`launch.bind_cores` needs `launch.launcher: deepspeed`; torchrun does not bind cores")
+    def _can_work(self) -> "Workload":
+        found = list(_conflicts(self))
+        if found:
+            rules = "; ".join(conflict.rule for conflict in found)
+            raise PydanticCustomError("conflict", "{rules}", {"rules": rules, "conflicts": found})
         return self
 
     def arguments(self) -> list[str]:
@@ -95,3 +201,25 @@ class Workload(_Section):
             elif value is not True:
                 words.append(str(value))
         return words
+
+
+class Conflict(NamedTuple):
+    """Values that are each allowed but can't stand together."""
+
+    keys: tuple[str, ...]
+    """Dotted keys that take part, the one to point at first."""
+    rule: str
+
+
+def _conflicts(workload: Workload) -> Iterator[Conflict]:
+    if workload.module is not None and workload.script is not None:
+        yield Conflict(("script", "module"), "`script` and `module` exclude each other; keep one of them")
+    if workload.module is None and workload.script is None:
+        yield Conflict(("module", "script"), "is required, or `script`: the program that the ranks run")
+    launch, profile = workload.launch, workload.profile
+    if launch.bind_cores and launch.launcher != "deepspeed":
+        rule = "needs `launch.launcher: deepspeed`; torchrun does not bind cores"
+        yield Conflict(("launch.bind_cores", "launch.launcher"), rule)
+    if profile.warmup_steps and profile.total_steps and profile.warmup_steps >= profile.total_steps:
+        rule = f"leaves no step to measure: `profile.total_steps` is {profile.total_steps}; make it smaller"
+        yield Conflict(("profile.warmup_steps", "profile.total_steps"), rule)

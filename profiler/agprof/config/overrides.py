@@ -1,0 +1,74 @@
+"""`--set dotted.key=value`: changes to a workload's tree, before it is checked like the file itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agprof.config.problems import MAX_TEXT, Problem, config_error, nearest, printable, shown
+from agprof.config.tree import Entry, Items, Leaf, Table, Tree, read_tree, resolve
+
+FREE_SECTIONS = (("launch", "env"), ("args",))
+"""Mappings whose keys are the user's own. A dot behind them belongs to the key, as in `args.data.root`."""
+
+
+def apply_overrides(root: Table, sets: Sequence[str]) -> None:
+    """Change `root` in place by each `key=value`, in order; a later one wins.
+
+    A value that begins with a bracket, a brace or a quote is read as YAML (`[1, 2]`, `"no"`), any other as one plain
+    scalar, as it stands: `3`, `true`, `null`, `some text: more`. An empty value is the empty text. A relative `script`
+    is taken from the current folder. Raises ConfigError when an option has no key, or its key has no place in the tree.
+    """
+    for item in sets:
+        short = item if len(item) <= MAX_TEXT else f"{item[:MAX_TEXT]}..."
+        _apply(root, item, f"--set {printable(short)}")
+
+
+def _apply(root: Table, item: str, where: str) -> None:
+    dotted, equals, text = item.partition("=")
+    path = _path(dotted.strip())
+    if not equals or not all(path):
+        rule = "must be key=value with a dotted key, as in --set launch.ranks_per_node=2"
+        raise config_error([Problem(where, "", rule)], where)
+    value = _value(text, where)
+    if path == ("script",) and isinstance(value, Leaf) and isinstance(value.value, str) and value.value.strip():
+        absolute = str(Path.cwd() / value.value)
+        value = Leaf(where, absolute, absolute)
+    table = root
+    for depth, word in enumerate(path[:-1], start=1):
+        entry = table.entries.get(word)
+        if entry is None or (isinstance(entry.tree, Leaf) and entry.tree.value is None):
+            entry = Entry(where, Table(where))
+            table.entries[word] = entry
+        if not isinstance(entry.tree, Table):
+            raise config_error([_no_place(where, ".".join(path[:depth]), entry.tree)], where)
+        table = entry.tree
+    table.entries[path[-1]] = Entry(where, value)
+
+
+def _path(dotted: str) -> tuple[str, ...]:
+    words = tuple(dotted.split("."))
+    for section in FREE_SECTIONS:
+        count = len(section)
+        if words[:count] == section and len(words) > count + 1:
+            return (*section, ".".join(words[count:]))
+    return words
+
+
+def _value(text: str, where: str) -> Tree:
+    text = text.strip()
+    if text == "":
+        return Leaf(where, "", "")
+    if text[0] not in "[{\"'":
+        return Leaf(where, resolve(text), text)
+    problems: list[Problem] = []
+    value = read_tree(text, where, problems, where=where)
+    if problems:
+        raise config_error(problems, where)
+    return value
+
+
+def _no_place(where: str, key: str, tree: Tree) -> Problem:
+    if isinstance(tree, Items):
+        return Problem(where, key, f"is a list at {tree.where}; set it as a whole: --set '{key}=[...]'")
+    known = nearest(key, (".".join(section) for section in FREE_SECTIONS))
+    hint = f"; nearest mapping is {shown(known)}" if known and known != key else ""
+    return Problem(where, key, f"is a single value, not a mapping{hint}")

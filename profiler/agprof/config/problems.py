@@ -1,0 +1,54 @@
+"""What is wrong in a workload file, as values, and the one error made of them."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from agprof.errors import ConfigError
+
+MAX_SHOWN = 10
+"""Problems printed; the rest is counted."""
+MAX_TEXT = 60
+"""Characters of a user's value repeated in a message."""
+
+
+class Problem(NamedTuple):
+    """One broken rule."""
+
+    where: str
+    """`file:line:column`, or the `--set` option it came from."""
+    key: str
+    """Dotted key; empty when it concerns no key."""
+    rule: str
+    """Which rule, and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: key {shown(self.key)}: {self.rule}" if self.key else f"{self.where}: {self.rule}"
+
+
+def config_error(problems: Sequence[Problem], source: str) -> ConfigError:
+    """The error that reports all problems found in `source`; a single one stands on one line."""
+    if len(problems) == 1:
+        return ConfigError(str(problems[0]))
+    lines = [f"{source} has {len(problems)} problems:", *(f"  {problem}" for problem in problems[:MAX_SHOWN])]
+    if len(problems) > MAX_SHOWN:
+        lines.append(f"  and {len(problems) - MAX_SHOWN} more")
+    return ConfigError("\n".join(lines))
+
+
+def shown(value: object) -> str:
+    """A value as a message repeats it: quoted, one line, no control characters, not long."""
+    text = repr(value)
+    return text if len(text) <= MAX_TEXT + 2 else f"{text[:MAX_TEXT]}...{text[0]}"
+
+
+def printable(text: str) -> str:
+    """The text with every character that would not print as itself escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`; None when none is like it."""
+    words = {candidate.lower().replace("-", "_"): candidate for candidate in known}
+    found = difflib.get_close_matches(word[:200].lower().replace("-", "_"), words, n=1)
+    return words[found[0]] if found else None

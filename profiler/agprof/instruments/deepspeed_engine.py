@@ -1,0 +1,97 @@
+"""Phases and step boundaries of DeepSpeed engines.
+
+A step ends when `engine.global_steps` changed across `engine.step()`: true for own loops, gradient accumulation,
+Hugging Face's Trainer (which calls step only at the boundary) and several engines side by side. Then the first engine
+that steps owns the boundary.
+"""
+
+import functools
+from typing import Any
+
+from agprof.instruments.recorder import Recorder
+from agprof.instruments.training import TrainingLoop
+
+INSTRUMENT = "deepspeed"
+
+
+class EnginePhases:
+    """Wraps DeepSpeedEngine's __init__, backward and step; its forward is a root module's like any other."""
+
+    def __init__(self, recorder: Recorder, loop: TrainingLoop) -> None:
+        self._recorder = recorder
+        self._loop = loop
+        self._primary: int | None = None
+        self._engines = 0
+
+    def arm(self, module: Any) -> None:
+        """`module` is deepspeed.runtime.engine."""
+        patches = self._recorder.patches
+        patches.replace(module.DeepSpeedEngine, "__init__", self._around_init)
+        patches.replace(module.DeepSpeedEngine, "backward", self._loop.around_backward)
+        patches.replace(module.DeepSpeedEngine, "step", self._around_step)
+
+    def _around_init(self, original: Any) -> Any:
+        describe = self._recorder.guard(INSTRUMENT, self._describe)
+
+        @functools.wraps(original)
+        def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            self._loop.engine_owns_steps = True
+            original(engine, *args, **kwargs)
+            describe(engine)
+
+        return __init__
+
+    def _describe(self, engine: Any) -> None:
+        fact = self._recorder.fact
+        prefix = "deepspeed" if self._engines == 0 else f"deepspeed.engine{self._engines}"
+        self._engines += 1
+        fact("framework", "deepspeed")
+        fact(f"{prefix}.zero_stage", int(engine.zero_optimization_stage()))
+        fact(f"{prefix}.gradient_accumulation_steps", int(engine.gradient_accumulation_steps()))
+        fact(f"{prefix}.micro_batch", int(engine.train_micro_batch_size_per_gpu()))
+        fact(f"{prefix}.offload_optimizer", _offloads(engine))
+        fact(f"{prefix}.optimizer", type(engine.basic_optimizer).__name__ if engine.basic_optimizer else None)
+        fact(f"{prefix}.config", getattr(engine._config, "_param_dict", {}))
+
+    def _around_step(self, original: Any) -> Any:
+        recorder, loop = self._recorder, self._loop
+        begin = recorder.guard(INSTRUMENT, self._begin_step)
+        end = recorder.guard(INSTRUMENT, self._end_step)
+
+        @functools.wraps(original)
+        def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
+            loop.enter_engine()
+            opened = begin(engine)
+            try:
+                return original(engine, *args, **kwargs)
+            finally:
+                loop.leave_engine()
+                if opened is not None:
+                    end(engine, *opened)
+
+        return step
+
+    def _begin_step(self, engine: Any) -> tuple[Any, int]:
+        return self._recorder.open("phase", "optimizer"), int(engine.global_steps)
+
+    def _end_step(self, engine: Any, span: Any, steps_before: int) -> None:
+        self._recorder.close(span)
+        if engine.global_steps == steps_before:
+            return
+        if self._primary is None:
+            self._primary = id(engine)
+        if id(engine) == self._primary:
+            self._recorder.end_step()
+
+
+def _offloads(engine: Any) -> bool:
+    config = getattr(engine._config, "zero_config", None)
+    return bool(getattr(config, "offload_optimizer", None))
+
+
+def neutralise_shm_op(module: Any) -> None:
+    """Keep DeepSpeed from building its shared-memory collective where no compiler is.
+
+    Only inference uses that op; without this, init_distributed raises. `module` is deepspeed.comm.torch.
+    """
+    module.build_shm_op = lambda: None

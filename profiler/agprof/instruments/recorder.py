@@ -1,0 +1,311 @@
+"""The one object that instruments report to: it knows the step in progress and appends rows to the rank's stream.
+
+Hot paths append tuples and do nothing else. Whatever fails here is noted as a fault and never reaches the training.
+"""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from agprof.instruments.device import DeviceTimer
+from agprof.instruments.nvtx_ranges import NvtxRanges
+from agprof.instruments.patching import Patches
+from agprof.model.settings import InstrumentSettings
+from agprof.store.writer import StreamWriter
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_FAULTS = 3
+"""An instrument that failed this often is switched off."""
+
+
+class Span:
+    """An open span of one thread."""
+
+    __slots__ = ("begin_event", "category", "micro_step", "name", "number", "start_ns", "step")
+
+    def __init__(self, number: int, category: str, name: str, start_ns: int, step: int, micro_step: int) -> None:
+        self.number = number
+        self.category = category
+        self.name = name
+        self.start_ns = start_ns
+        self.step = step
+        self.micro_step = micro_step
+        self.begin_event: Any = None
+
+
+class _Thread(threading.local):
+    """Open spans of the calling thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.ident = threading.get_ident()
+
+
+class Loss:
+    """A loss that may still be on its way from the device."""
+
+    __slots__ = ("ready", "value")
+
+    def __init__(self, value: float | None = None, ready: Callable[[], float | None] | None = None) -> None:
+        """Either a value, or `ready`: returns the value once it is known and None until then."""
+        self.value = value
+        self.ready = ready
+
+    def resolved(self) -> bool:
+        if self.ready is not None:
+            self.value = self.ready()
+            if self.value is None:
+                return False
+            self.ready = None
+        return True
+
+
+class Recorder:
+    """State of one rank's measurement. Owned by the bootstrap and passed to every instrument."""
+
+    def __init__(
+        self,
+        writer: StreamWriter,
+        settings: InstrumentSettings,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.writer = writer
+        self.settings = settings
+        self.clock = clock
+        self.patches = Patches()
+        self.enabled = True
+        """False after disarming and in forked children: every wrapper then only calls the original."""
+        self.step = 0
+        self.micro_step = 0
+        self.profiled = False
+        """Set by an expensive instrument: the step in progress is left out of statistics."""
+        self.on_phase_end: list[Callable[[str, int], None]] = []
+        """Called with (phase, time_ns) when an outermost phase ends."""
+        self.on_step_end: list[Callable[[int], None]] = []
+        """Called with the number of the step that just ended."""
+        self.on_finish: list[tuple[str, Callable[[], None]]] = []
+        """(instrument, function) called once at the end, before patches are undone."""
+        self.end_reason: str | None = None
+        """Set when the rank ends by an uncaught exception."""
+        self.device: DeviceTimer | None = None
+        self.nvtx: NvtxRanges | None = None
+        self._thread = _Thread()
+        self._numbers = itertools.count()
+        self._span_rows = writer.rows("spans")
+        self._step_start_ns: int | None = None
+        self._micro_start_ns = 0
+        self._step_token: Any = None
+        self._losses: list[Loss] = []
+        self._counts: list[int | None] = [None, None]
+        self._micro_counts: list[int | None] = [None, None]
+        self._guessed: list[int | None] = [None, None]
+        self._counts_given = False
+        self._waiting: list[tuple[str, tuple[Any, ...], int, list[Loss]]] = []
+        self._faults: dict[str, int] = {}
+        self._off: set[str] = set()
+        writer.before_flush(self.resolve)
+
+    # -- spans ---------------------------------------------------------------------------------------------------
+
+    def open(self, category: str, name: str) -> Span:
+        """Open a span on the calling thread. Give the result to `close`."""
+        thread = self._thread
+        now = self.clock()
+        if self._step_start_ns is None and category == "phase":
+            self._begin_step(now)
+        span = Span(next(self._numbers), category, name, now, self.step, self.micro_step)
+        thread.spans.append(span)
+        if self.nvtx is not None:
+            self.nvtx.push(category, name)
+        if category == "phase" and self.device is not None:
+            span.begin_event = self.device.begin()
+        return span
+
+    def close(self, span: Span) -> int:
+        """Close `span` and whatever is still open inside it on this thread; returns the time of the end."""
+        now = self.clock()
+        thread = self._thread
+        spans = thread.spans
+        if span not in spans:
+            return now  # closed already by an outer close, or opened on another thread
+        while True:
+            inner = spans.pop()
+            if self.nvtx is not None:
+                self.nvtx.pop()
+            if inner.begin_event is not None and self.device is not None:
+                self.device.end(inner.number, inner.begin_event)
+            self._span_rows(
+                (
+                    inner.number,
+                    inner.step,
+                    inner.micro_step,
+                    inner.category,
+                    inner.name,
+                    inner.start_ns,
+                    now,
+                    thread.ident,
+                    len(spans),
+                )
+            )
+            if inner is span:
+                break
+        if span.category == "phase" and not any(outer.category == "phase" for outer in spans):
+            for callback in self.on_phase_end:
+                callback(span.name, now)
+        return now
+
+    def phase(self) -> str:
+        """Innermost phase of the calling thread, `other` outside of any."""
+        for span in reversed(self._thread.spans):
+            if span.category == "phase":
+                return span.name
+        return "other"
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def end_micro_step(self, loss: Loss | None = None) -> None:
+        """The outermost backward pass ended."""
+        now = self.clock()
+        if self._step_start_ns is None:
+            self._begin_step(now)
+        losses = [loss] if loss is not None else []
+        samples, tokens = self._micro_counts if self._counts_given else self._guessed
+        row = (self.step, self.micro_step, self._micro_start_ns, now, None, samples, tokens)
+        self._emit("micro_steps", row, 4, losses)
+        self._losses.extend(losses)
+        for index, value in enumerate((samples, tokens)):
+            if value is not None:
+                self._counts[index] = (self._counts[index] or 0) + value
+        self._micro_counts = [None, None]
+        self._guessed = [None, None]
+        self._micro_start_ns = now
+        self.micro_step += 1
+
+    def end_step(self) -> None:
+        """An optimizer update ended. Counts given after the last backward belong to this step still."""
+        now = self.clock()
+        start_ns = now if self._step_start_ns is None else self._step_start_ns
+        for index, value in enumerate(self._micro_counts):
+            if value is not None:
+                self._counts[index] = (self._counts[index] or 0) + value
+        samples, tokens = self._counts
+        row = (self.step, start_ns, now, self.micro_step, None, samples, tokens, self.profiled)
+        self._emit("steps", row, 4, self._losses)
+        ended = self.step
+        if self.nvtx is not None and self._step_token is not None:
+            self.nvtx.end(self._step_token)
+        self.step += 1
+        self.micro_step = 0
+        self.profiled = False
+        self._losses = []
+        self._counts = [None, None]
+        self._micro_counts = [None, None]
+        self._begin_step(now)
+        for callback in self.on_step_end:
+            callback(ended)
+
+    def _begin_step(self, now: int) -> None:
+        self._step_start_ns = now
+        self._micro_start_ns = now
+        if self.nvtx is not None:
+            self._step_token = self.nvtx.start("step", f"step {self.step}")
+
+    def guess_counts(self, samples: int | None, tokens: int | None) -> None:
+        """Counts read off a batch; used until the training gives its own through `agprof.step`."""
+        if samples is not None:
+            self._guessed[0] = (self._guessed[0] or 0) + samples
+        if tokens is not None:
+            self._guessed[1] = (self._guessed[1] or 0) + tokens
+
+    def _emit(self, table: str, row: tuple[Any, ...], loss_column: int, losses: list[Loss]) -> None:
+        self._waiting.append((table, row, loss_column, losses))
+
+    def resolve(self) -> None:
+        """Write the rows whose losses have arrived. Runs on the flusher thread before each flush."""
+        if self.device is not None:
+            self.device.resolve()
+        waiting = self._waiting
+        while waiting:
+            table, row, column, losses = waiting[0]
+            if not all(loss.resolved() for loss in losses):
+                break
+            self.writer.append(table, (*row[:column], _mean(losses), *row[column + 1 :]))
+            del waiting[0]
+
+    def resolve_all(self) -> None:
+        """At the end: write every waiting row, with what is known of its loss."""
+        self.resolve()
+        for table, row, column, losses in self._waiting:
+            known = [loss for loss in losses if loss.value is not None]
+            self.writer.append(table, (*row[:column], _mean(known), *row[column + 1 :]))
+        self._waiting.clear()
+
+    # -- what the public calls of instruments.api reach ------------------------------------------------------------
+
+    def open_range(self, name: str) -> None:
+        self.open("range", name)
+
+    def close_range(self) -> None:
+        spans = self._thread.spans
+        for span in reversed(spans):
+            if span.category == "range":
+                self.close(span)
+                return
+
+    def add_counts(self, tokens: int | None, samples: int | None) -> None:
+        self._counts_given = True
+        for index, value in enumerate((samples, tokens)):
+            if value is not None:
+                self._micro_counts[index] = (self._micro_counts[index] or 0) + int(value)
+
+    def user_mark(self, name: str) -> None:
+        self.writer.append("marks", (self.clock(), self.step, "user", str(name)))
+
+    # -- facts, marks, faults --------------------------------------------------------------------------------------
+
+    def fact(self, key: str, value: Any) -> None:
+        """Record something learned once. What JSON can't hold is kept as its text."""
+        self.writer.append("facts", (self.clock(), key, json.dumps(value, default=str)))
+
+    def mark(self, name: str) -> None:
+        self.writer.append("marks", (self.clock(), self.step, "agprof", name))
+
+    def fault(self, instrument: str, where: str, error: BaseException) -> None:
+        """Record a failure of an instrument; the third switches it off."""
+        count = self._faults.get(instrument, 0) + 1
+        self._faults[instrument] = count
+        self.writer.append(
+            "faults", (self.clock(), instrument, where, f"{type(error).__name__}: {error}"[:2000], count)
+        )
+        if count >= MAX_FAULTS:
+            self._off.add(instrument)
+
+    def guard(self, instrument: str, function: Callable[P, R]) -> Callable[P, R | None]:
+        """`function`, but a failure becomes a fault and None, and a switched-off instrument does nothing."""
+        where = getattr(function, "__name__", str(function))
+        off = self._off
+
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            if instrument in off or not self.enabled:
+                return None
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                self.fault(instrument, where, error)
+                return None
+
+        return guarded
+
+    def is_on(self, instrument: str) -> bool:
+        """Whether the instrument still runs: not switched off after failures."""
+        return self.enabled and instrument not in self._off
+
+
+def _mean(losses: list[Loss]) -> float | None:
+    values = [loss.value for loss in losses if loss.value is not None]
+    return sum(values) / len(values) if values else None

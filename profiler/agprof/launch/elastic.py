@@ -1,0 +1,81 @@
+"""torchrun that passes on the first failed rank's own exit code: `python -m agprof.launch.elastic TORCHRUN-ARGS`.
+
+torchrun itself ends with 1 whatever a rank ended with, prints a long traceback, and waits up to 30 s for ranks that
+ignore SIGTERM.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from agprof.launch.processes import signal_name
+from agprof.model.settings import ENV_RUN_DIR
+from agprof.store.layout import FAILURES
+
+STOP_TIMEOUT_S = 5
+
+
+def main(argv: list[str]) -> int:
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import api
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    _shorten_stop(api)
+    try:
+        run.run(run.parse_args(argv))
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        _write_failures(error.failures)
+        print(f"agprof: rank {rank} ended with {_describe(first.exitcode)}", file=sys.stderr)
+        return shell_code(first.exitcode)
+    except api.SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def shell_code(code: int) -> int:
+    """128 + n for a code that Python gives as -n."""
+    return 128 - code if code < 0 else code
+
+
+def _describe(code: int) -> str:
+    return signal_name(-code) if code < 0 else f"exit code {code}"
+
+
+def _shorten_stop(api: Any) -> None:
+    original = api.PContext.close
+
+    def close(self: Any, death_sig: Any = None, timeout: int = STOP_TIMEOUT_S) -> None:
+        original(self, death_sig, min(timeout, STOP_TIMEOUT_S))
+
+    api.PContext.close = close
+
+
+def _write_failures(failures: Any) -> None:
+    folder = os.environ.get(ENV_RUN_DIR)
+    if folder is None:
+        return
+    rows = [
+        {
+            "rank": rank,
+            "local_rank": failure.local_rank,
+            "pid": failure.pid,
+            "exitcode": shell_code(failure.exitcode),
+            "signal": signal_name(-failure.exitcode) if failure.exitcode < 0 else None,
+            "time": failure.timestamp,
+        }
+        for rank, failure in sorted(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
+    ]
+    target = Path(folder) / FAILURES
+    try:
+        partial = target.with_suffix(".part")
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        print(f"agprof: {target} could not be written: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

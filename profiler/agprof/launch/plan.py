@@ -1,0 +1,227 @@
+"""From a workload to what will be started: argv and environment, as a value. Pure: nothing is started or looked up."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agprof.config.workload import Workload
+from agprof.launch.redact import redact_argv, redact_value
+from agprof.model.settings import (
+    ENV_HOME,
+    ENV_NODE,
+    ENV_RANK_PID,
+    ENV_RUN_DIR,
+    ENV_SETTINGS,
+    InstrumentSettings,
+)
+
+MASTER_ADDRESS = "127.0.0.1"
+ENV_NO_DS_OPS = "AGPROF_NO_DS_OPS"
+"""Set to 1: the instruments replace DeepSpeed's build of its shared-memory op by nothing (no compiler here)."""
+FLIGHT_RECORDER_ENTRIES = 2000
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+SOURCE_ROOT = _PACKAGE.parent
+BOOTSTRAP_PATH = _PACKAGE / "instruments" / "bootstrap_path"
+
+# What a launcher around agprof may have left; our own launcher sets them anew, and the bootstrap takes a process that
+# has RANK for a rank.
+_OF_RANKS = frozenset(
+    {
+        "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
+        "ROLE_NAME", "ROLE_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT",
+        ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME, ENV_NO_DS_OPS,
+    }
+)  # fmt: skip
+_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_")
+
+# Options of the process that deepspeed.launcher.runner starts in turn, without a `--` of its own.
+_DEEPSPEED_INNER_OPTIONS = (
+    "--node_rank", "--master_addr", "--master_port", "--world_info", "--module", "--no_python",
+    "--enable_elastic_training", "--min_elastic_nodes", "--max_elastic_nodes", "--no_local_rank", "--save_pid",
+    "--enable_each_rank_log", "--bind_cores_to_rank", "--bind_core_list", "--log_level", "--quiet",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """What `execute` will start."""
+
+    launcher: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The launcher's whole environment; every rank inherits it."""
+    env_added: Mapping[str, str | None]
+    """What differs from the environment agprof was called in; None: removed."""
+    cwd: Path
+    ranks: int
+    master_port: int
+    sampler_argv: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+    def rank_environment(self, rank: int) -> dict[str, str]:
+        """What the launcher itself adds for one rank."""
+        return {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.ranks),
+            "MASTER_ADDR": MASTER_ADDRESS,
+            "MASTER_PORT": str(self.master_port),
+        }
+
+
+def plan_launch(
+    workload: Workload,
+    *,
+    run_dir: Path,
+    base_dir: Path,
+    environ: Mapping[str, str],
+    python: str,
+    cores: int,
+    master_port: int,
+    cwd: Path | None = None,
+    extensions_dir: Path | None = None,
+    no_ds_ops: bool = False,
+) -> LaunchPlan:
+    """Plan the launch of `workload` on this node.
+
+    `base_dir` is the folder that `script` is relative to; `python` the interpreter of launcher and ranks;
+    `extensions_dir` the cache of compiled DeepSpeed ops, used unless the user set TORCH_EXTENSIONS_DIR.
+    """
+    ranks = workload.launch.ranks_per_node
+    notes: list[str] = []
+    env = _environment(workload, environ, python=python, cores=cores, notes=notes)
+    if workload.profile.level != "off":
+        env.update(_instruments(workload, run_dir, env))
+    if extensions_dir is not None:
+        env.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir))
+    if no_ds_ops:
+        env[ENV_NO_DS_OPS] = "1"
+        notes.append("no compiler and no prebuilt ops: DeepSpeed's own CPU ops are not used")
+    if workload.launch.bind_cores:
+        notes.append("bind_cores: the deepspeed launcher sets OMP_NUM_THREADS to the cores it binds each rank to")
+    return LaunchPlan(
+        launcher=workload.launch.launcher,
+        argv=_argv(workload, base_dir, python, master_port),
+        env=env,
+        env_added=_difference(environ, env),
+        cwd=cwd if cwd is not None else Path.cwd(),
+        ranks=ranks,
+        master_port=master_port,
+        sampler_argv=_sampler(workload, run_dir, python),
+        notes=tuple(notes),
+    )
+
+
+def describe(plan: LaunchPlan) -> list[str]:
+    """The plan in lines, for --dry-run. Values that look like secrets are redacted."""
+    lines = [f"launcher  {plan.launcher}, {plan.ranks} ranks on this node", f"cwd       {plan.cwd}"]
+    lines.append(f"command   {shlex.join(redact_argv(plan.argv))}")
+    if plan.sampler_argv is not None:
+        lines.append(f"sampler   {shlex.join(plan.sampler_argv)}")
+    lines.append("environment of every rank, as agprof changes it:")
+    for name, value in sorted(plan.env_added.items()):
+        lines.append(f"  unset {name}" if value is None else f"  {name}={redact_value(name, value)}")
+    lines.append("environment of each rank, as its launcher sets it:")
+    for rank in range(plan.ranks):
+        lines.append("  " + " ".join(f"{name}={value}" for name, value in plan.rank_environment(rank).items()))
+    lines.extend(f"note: {note}" for note in plan.notes)
+    return lines
+
+
+def _environment(
+    workload: Workload, environ: Mapping[str, str], *, python: str, cores: int, notes: list[str]
+) -> dict[str, str]:
+    env = {
+        name: value
+        for name, value in {**environ, **workload.launch.env}.items()
+        if name not in _OF_RANKS and not name.startswith(_OF_LAUNCHERS)
+    }
+    if not env.get("OMP_NUM_THREADS"):
+        # More threads than cores make ranks wait for one another by factors, not by percents.
+        env["OMP_NUM_THREADS"] = str(max(1, cores // workload.launch.ranks_per_node))
+    if cores < workload.launch.ranks_per_node:
+        notes.append(f"{workload.launch.ranks_per_node} ranks share {cores} cores: they will take turns")
+    # ninja lies beside the interpreter when the environment it belongs to was not activated.
+    folder = str(Path(python).parent)
+    path = [entry for entry in env.get("PATH", "").split(":") if entry]
+    if folder not in path:
+        env["PATH"] = ":".join([*path, folder])
+    return env
+
+
+def _instruments(workload: Workload, run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    profile = workload.profile
+    settings = InstrumentSettings(
+        level=profile.level,
+        profile_step=profile.profile_step,
+        nvtx=profile.nvtx,
+        flight_recorder=profile.flight_recorder,
+        total_steps=profile.total_steps,
+    )
+    users_path = [entry for entry in env.get("PYTHONPATH", "").split(":") if entry and Path(entry) != BOOTSTRAP_PATH]
+    added = {
+        ENV_RUN_DIR: str(run_dir),
+        ENV_SETTINGS: settings.to_json(),
+        ENV_HOME: str(SOURCE_ROOT),
+        ENV_NODE: "0",
+        "PYTHONPATH": ":".join([str(BOOTSTRAP_PATH), *users_path]),
+    }
+    recorder_set = "TORCH_FR_BUFFER_SIZE" in env or "TORCH_NCCL_TRACE_BUFFER_SIZE" in env
+    if profile.level == "default" and profile.flight_recorder and not recorder_set:
+        added["TORCH_FR_BUFFER_SIZE"] = str(FLIGHT_RECORDER_ENTRIES)
+    return added
+
+
+def _argv(workload: Workload, base_dir: Path, python: str, master_port: int) -> tuple[str, ...]:
+    # -P keeps a user's torch.py or queue.py in the current directory out of the launcher; the ranks don't inherit it.
+    # `--` keeps the program's own options from being taken for abbreviations of the launcher's.
+    launch = workload.launch
+    target = workload.module if workload.module is not None else str(base_dir / str(workload.script))
+    program = [target, *workload.arguments()]
+    if launch.launcher == "torchrun":
+        options = [
+            "--nnodes=1",
+            "--node-rank=0",
+            f"--nproc-per-node={launch.ranks_per_node}",
+            "--rdzv-backend=static",
+            f"--master-addr={MASTER_ADDRESS}",
+            f"--master-port={master_port}",
+        ]
+        if workload.module is not None:
+            options.append("--module")
+        return (python, "-P", "-m", "agprof.launch.elastic", *options, "--", *program)
+    options = ["--num_accelerators", str(launch.ranks_per_node), "--master_port", str(master_port)]
+    if launch.bind_cores:
+        options.append("--bind_cores_to_rank")
+    if workload.module is not None:
+        options.append("--module")
+    # The second `--` reaches the runner's child, as its first positional argument.
+    dashes = ["--", "--"] if _ambiguous_for_deepspeed(program) else ["--"]
+    return (python, "-P", "-m", "deepspeed.launcher.runner", *options, *dashes, *program)
+
+
+def _ambiguous_for_deepspeed(program: list[str]) -> bool:
+    words = [word.partition("=")[0] for word in program if word.startswith("--")]
+    return any(
+        word not in _DEEPSPEED_INNER_OPTIONS
+        and sum(option.startswith(word) for option in _DEEPSPEED_INNER_OPTIONS) > 1
+        for word in words
+    )
+
+
+def _sampler(workload: Workload, run_dir: Path, python: str) -> tuple[str, ...] | None:
+    monitor = workload.monitor
+    if not monitor.enabled:
+        return None
+    return (
+        python, "-P", "-m", "agprof.sampler", "--run-dir", str(run_dir), "--node", "0",
+        "--period", str(monitor.period_s), "--nvml", monitor.nvml,
+    )  # fmt: skip
+
+
+def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    changed: dict[str, str | None] = {name: value for name, value in after.items() if before.get(name) != value}
+    changed.update({name: None for name in before if name not in after})
+    return changed

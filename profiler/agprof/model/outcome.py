@@ -1,0 +1,64 @@
+"""How a job ended."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Reason = Literal["finished", "failed", "killed", "interrupted", "launch-failed"]
+"""finished: every rank ended with 0. failed: a rank ended with another code. killed: a rank, or the launcher, ended by
+a signal that nobody asked agprof for. interrupted: Ctrl-C, SIGTERM or SIGHUP to agprof ended the job. launch-failed:
+the launcher ended before any rank ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFailure:
+    """A rank that did not end with 0."""
+
+    rank: int
+    local_rank: int | None
+    pid: int | None
+    exit_code: int | None
+    """As a shell gives it: 128 + n when signal n ended the rank. None when nobody saw it."""
+    signal: str | None
+    """SIGKILL, SIGSEGV ...; None when the rank ended by itself."""
+    ended_realtime_ns: int | None
+    stopped: bool
+    """Ended by the launcher or by agprof because the job was ending: a consequence, not a cause."""
+    last_lines: tuple[str, ...]
+    """The end of its stderr."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a job ended, as `outcome.json` keeps it."""
+
+    exit_code: int
+    """What `agprof run` exits with: the first failed rank's code, 128 + n for signals, 3 for launch-failed."""
+    reason: Reason
+    started_realtime_ns: int
+    ended_realtime_ns: int
+    failures: tuple[RankFailure, ...]
+    """The first one is the cause; those behind it are ordered by time."""
+    signal: str | None = None
+    """The signal that interrupted the job, or that killed it."""
+    launcher_exit_code: int | None = None
+    sampler_exit_code: int | None = None
+    """None when no sampler ran."""
+    removed_shared_memory: tuple[str, ...] = ()
+    """Names under /dev/shm that the job left behind and that were removed."""
+    notes: tuple[str, ...] = ()
+    """What else there is to say about the end, in sentences."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> "Outcome":
+        """Read what `to_dict` gave, also after a round through JSON. Raises TypeError or KeyError on anything else."""
+        data = dict(value)
+        data["failures"] = tuple(
+            RankFailure(**{**failure, "last_lines": tuple(failure["last_lines"])}) for failure in data["failures"]
+        )
+        for key in ("removed_shared_memory", "notes"):
+            data[key] = tuple(data.get(key, ()))
+        return Outcome(**data)
