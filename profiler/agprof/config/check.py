@@ -20,8 +20,10 @@ FREE_KEYS = ("launch.env", "args")
 
 def check_tree(root: Table, base_dir: Path, problems: list[Problem]) -> Workload | None:
     """The workload, or None with the reasons appended to `problems`."""
-    values = _section(root, Workload, "", problems)
-    bad = {problem.key for problem in problems}
+    meant: set[str] = set()
+    values = _section(root, Workload, "", problems, meant)
+    # A key that was meant by a misspelt one is not missing too.
+    bad = {problem.key for problem in problems} | meant
     try:
         workload = Workload.model_validate(values)
     except ValidationError as error:
@@ -93,19 +95,25 @@ def _path_shown(path: Path) -> str:
 # From the tree to plain values. Unknown keys are reported here, because only here all known keys are at hand.
 
 
-def _section(table: Table, model: type[BaseModel], prefix: str, problems: list[Problem]) -> dict[str, Any]:
+def _section(
+    table: Table, model: type[BaseModel], prefix: str, problems: list[Problem], meant: set[str]
+) -> dict[str, Any]:
+    """The mapping's values. The keys that misspelt ones stand for are added to `meant`."""
     values: dict[str, Any] = {}
     for word, entry in table.entries.items():
         key = f"{prefix}{word}"
         if word not in model.model_fields:
-            problems.append(Problem(entry.where, key, f"unknown key; {_known_hint(word, model, prefix)}"))
+            known = _known_key(word, model, prefix)
+            hint = f"did you mean {shown(known)}?" if known else f"known keys here: {', '.join(model.model_fields)}"
+            problems.append(Problem(entry.where, key, f"unknown key; {hint}"))
+            meant |= {known} if known and known.startswith(prefix) else set()
             continue
         section = _model_of(word, model)
         empty = isinstance(entry.tree, Leaf) and entry.tree.value is None
         if empty and (section is not None or key in FREE_KEYS):
             continue  # `launch:` with nothing below it is the same as leaving it out
         if section is not None and isinstance(entry.tree, Table):
-            values[word] = _section(entry.tree, section, f"{key}.", problems)
+            values[word] = _section(entry.tree, section, f"{key}.", problems, meant)
         elif key == "launch.env":
             values[word] = _env(entry.tree, problems)
         elif key == "args":
@@ -120,15 +128,14 @@ def _model_of(word: str, model: type[BaseModel]) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _known_hint(word: str, model: type[BaseModel], prefix: str) -> str:
+def _known_key(word: str, model: type[BaseModel], prefix: str) -> str | None:
+    """The known key nearest to an unknown one, first in the same mapping and then in the whole file."""
     close = nearest(word, model.model_fields)
     if close is not None:
-        return f"did you mean {shown(prefix + close)}?"
+        return f"{prefix}{close}"
     everywhere = {key.rpartition(".")[2]: key for key in known_keys()}
     close = nearest(word.rpartition(".")[2], everywhere)
-    if close is not None:
-        return f"did you mean {shown(everywhere[close])}?"
-    return f"known keys here: {', '.join(model.model_fields)}"
+    return everywhere[close] if close is not None else None
 
 
 def known_keys() -> list[str]:

@@ -1,6 +1,8 @@
 """What is wrong in a workload file, as values, and the one error made of them."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -27,13 +29,18 @@ class Problem(NamedTuple):
 
 
 def config_error(problems: Sequence[Problem], source: str) -> ConfigError:
-    """The error that reports all problems found in `source`; a single one stands on one line."""
+    """The error that reports all problems found in `source`, in file order; a single one stands on one line."""
     if len(problems) == 1:
         return ConfigError(str(problems[0]))
-    lines = [f"{source} has {len(problems)} problems:", *(f"  {problem}" for problem in problems[:MAX_SHOWN])]
+    lines = [f"{source} has {len(problems)} problems:", *(f"  {problem}" for problem in sorted(problems, key=_order)[:MAX_SHOWN])]
     if len(problems) > MAX_SHOWN:
         lines.append(f"  and {len(problems) - MAX_SHOWN} more")
     return ConfigError("\n".join(lines))
+
+
+def _order(problem: Problem) -> tuple[float, float]:
+    position = re.search(r":(\d+):(\d+)$", problem.where)
+    return (int(position[1]), int(position[2])) if position else (math.inf, 0)
 
 
 def shown(value: object) -> str:

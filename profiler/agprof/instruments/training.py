@@ -1,6 +1,7 @@
 """Backward and optimizer phases, micro-steps and optimizer steps of any training loop built on torch."""
 
 import functools
+import importlib
 import threading
 from typing import Any
 
@@ -34,7 +35,8 @@ class TrainingLoop:
         recorder, torch = self._recorder, self._torch
         recorder.patches.replace(torch.Tensor, "backward", self.around_backward)
         recorder.patches.replace(torch.autograd, "backward", self.around_backward)
-        optimizer = torch.optim.optimizer
+        # torch.optim deletes the name `optimizer` from its namespace; the module is there all the same.
+        optimizer = importlib.import_module("torch.optim.optimizer")
         pre = recorder.guard(INSTRUMENT, self._before_step)
         post = recorder.guard(INSTRUMENT, self._after_step)
         recorder.patches.on_undo(optimizer.register_optimizer_step_pre_hook(_pre_hook(pre)).remove)

@@ -31,7 +31,7 @@ _OF_RANKS = frozenset(
     {
         "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
         "ROLE_NAME", "ROLE_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT",
-        ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME, ENV_NO_DS_OPS,
+        ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME,
     }
 )  # fmt: skip
 _OF_LAUNCHERS = ("TORCHELASTIC_", "PET_")
@@ -92,8 +92,9 @@ def plan_launch(
     ranks = workload.launch.ranks_per_node
     notes: list[str] = []
     env = _environment(workload, environ, python=python, cores=cores, notes=notes)
+    env[ENV_RUN_DIR] = str(run_dir)
     if workload.profile.level != "off":
-        env.update(_instruments(workload, run_dir, env))
+        env.update(_instruments(workload, env))
     if extensions_dir is not None:
         env.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir))
     if no_ds_ops:
@@ -151,7 +152,7 @@ def _environment(
     return env
 
 
-def _instruments(workload: Workload, run_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+def _instruments(workload: Workload, env: Mapping[str, str]) -> dict[str, str]:
     profile = workload.profile
     settings = InstrumentSettings(
         level=profile.level,
@@ -162,7 +163,6 @@ def _instruments(workload: Workload, run_dir: Path, env: Mapping[str, str]) -> d
     )
     users_path = [entry for entry in env.get("PYTHONPATH", "").split(":") if entry and Path(entry) != BOOTSTRAP_PATH]
     added = {
-        ENV_RUN_DIR: str(run_dir),
         ENV_SETTINGS: settings.to_json(),
         ENV_HOME: str(SOURCE_ROOT),
         ENV_NODE: "0",

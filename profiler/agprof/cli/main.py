@@ -1,0 +1,107 @@
+"""The command line. This is the one place that catches errors, prints them and exits (docs/exit-codes.md)."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, NoReturn
+
+import typer
+
+from agprof import __version__
+from agprof.errors import AgprofError
+
+COMMANDS = ["run", "report", "show", "workloads", "init", "schema"]
+"""One module each in this package, with a function of the same name whose docstring is the command's help.
+
+Every module is imported to print the list of commands, so each keeps its heavy imports inside its function. The
+function may return the exit code; None stands for 0.
+"""
+
+EXIT_USAGE = 2
+EXIT_FAULT = 70
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+# typer gives its usage errors no public name but that of the most common one.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line `argv` (default: that of the process) and exit with its code."""
+    code = _exit_code(list(sys.argv[1:] if argv is None else argv))
+    sys.exit(code)
+
+
+def build_app() -> typer.Typer:
+    """The command line with all of COMMANDS."""
+    app = typer.Typer(
+        name="agprof",
+        add_completion=False,
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        # Help texts are plain: quick to start, and brackets in them mean themselves.
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in COMMANDS:
+        module = import_module(f"agprof.cli.{name}")
+        app.command(name)(getattr(module, name))
+    return app
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Profile distributed training jobs.
+
+    Begin with `agprof run anomalygpt`, or `agprof workloads` for what else there is.
+    """
+
+
+def _exit_code(argv: list[str]) -> int:
+    try:
+        if argv[:1] == ["--version"]:
+            print(f"agprof {__version__}")
+            code: object = 0
+        else:
+            command = typer.main.get_command(build_app())
+            code = command.main(args=argv or ["--help"], prog_name="agprof", standalone_mode=False)
+        sys.stdout.flush()
+    except AgprofError as error:
+        _complain(f"error: {error}")
+        return error.exit_code
+    except _UsageError as error:
+        _complain(f"error: {_usage_text(error)}")
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`agprof schema | head`). Python would complain again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}"
+        _complain(f"agprof fault: {said}\nThis is an error in agprof itself: please report it with the text above.")
+        return EXIT_FAULT
+    return code if isinstance(code, int) else 0
+
+
+def _usage_text(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "agprof"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    return f"{message}\nsee: {path} --help"
+
+
+def _complain(text: str) -> None:
+    """Print to stderr, as it is but for control characters: a file's own text must not steer the terminal."""
+    safe = "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+    try:
+        print(safe, file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads stderr; the exit code still tells
