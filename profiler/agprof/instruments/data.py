@@ -15,7 +15,7 @@ def arm(recorder: Recorder, dataloader: Any) -> None:
     close_phase = recorder.guard(INSTRUMENT, recorder.close)
 
     def around_next(original: Any) -> Any:
-        def __next__(self: Any) -> Any:
+        def __next__(self: Any) -> Any:  # noqa: N807
             span = open_phase()
             try:
                 batch = original(self)
