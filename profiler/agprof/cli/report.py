@@ -1,0 +1,72 @@
+"""`agprof report`."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agprof.model.answers import RunAnswers
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json; the run folder.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="No spinner.")] = False,
+) -> None:
+    """Write report.html and report.json of a run folder again.
+
+    Works on every run folder: of a job that still runs, was killed, or came from another machine. What is missing is
+    said in the report.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    answers = write_report(run, console, plain=plain or not console.is_terminal, out=out)
+    print_summary(answers, out if out is not None else run, console)
+
+
+def write_report(run: Path, console: "Console", *, plain: bool, out: Path | None = None) -> "RunAnswers":
+    """Read, analyse and write; returns the answers. Raises StoreError when the folder can't be read or written."""
+    from agprof.errors import StoreError
+    from agprof.exporters import report_json
+    from agprof.store import layout
+    from agprof_reports import run as html
+
+    status = nullcontext() if plain else console.status(f"writing the report of {run.name}")
+    with status:
+        answers = analyse_folder(run)
+        target = out if out is not None else run
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            (target / layout.REPORT_JSON).write_bytes(report_json.encode(answers))
+            html.write(answers, target / layout.REPORT_HTML)
+        except OSError as error:
+            raise StoreError(
+                f"{target} can't be written: {error.strerror}; name another folder with `agprof report {run} --out`"
+            ) from error
+    return answers
+
+
+def analyse_folder(run: Path) -> "RunAnswers":
+    """The answers of a run folder. Raises StoreError."""
+    from agprof.analysis.run import analyse
+    from agprof.store.reader import read_run
+
+    return analyse(read_run(run))
+
+
+def print_summary(answers: "RunAnswers", folder: Path, console: "Console") -> None:
+    """The lines at the end of a run, and where the report is."""
+    from rich.text import Text
+
+    from agprof.analysis.summary import terminal_lines
+    from agprof.store import layout
+
+    for line in terminal_lines(answers, width=min(console.width, 80)):
+        console.print(Text(line), soft_wrap=True)
+    # The path stands alone on the last line, unbroken, so that it can be clicked and cut out.
+    console.print(Text(str((folder / layout.REPORT_HTML).absolute())), soft_wrap=True)

@@ -1,0 +1,127 @@
+"""`agprof run`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agprof.config.load import LoadedWorkload
+    from agprof.model.outcome import Outcome
+
+
+def run(
+    workload: Annotated[str, typer.Argument(help="YAML file, or a bundled workload (see `agprof workloads`).")],
+    out: Annotated[Path, typer.Option(help="Folder that the run folder is made in.")] = Path("agprof-runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the run; the workload's when left out.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a key of the file: dotted.key=value. Repeatable.", metavar="KEY=VALUE"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launch plan and start nothing.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live display.")] = False,
+) -> int:
+    """Run a training job under the profiler and write its report.
+
+    The job's output, the data and the report go into a new folder NAME-TIME under --out. Ctrl-C ends the job, keeps
+    the data and writes the report. Exit codes: the job's own, 128 + n when signal n killed it, 2 for a bad file or
+    option, 3 when the job could not be started (docs/exit-codes.md).
+    """
+    from rich.console import Console
+
+    from agprof.config.load import load_workload
+
+    given = [*(sets or []), *([f"name={name}"] if name is not None else [])]
+    loaded = load_workload(workload, given)
+    console = Console(highlight=False)
+    for note in loaded.notes:
+        _say(f"note: {note}")
+    if dry_run:
+        return _print_plan(loaded, out)
+    return _run(loaded, out, console, plain=plain or not console.is_terminal or console.is_dumb_terminal)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_plan(loaded: "LoadedWorkload", out: Path) -> int:
+    from agprof.launch.folder import name_run
+    from agprof.launch.plan import describe
+    from agprof.launch.prepare import prepare
+
+    run_dir = out.absolute() / name_run(loaded.workload.name, 0).replace("19700101T000000Z", "TIME")
+    plan = prepare(loaded.workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say, build_ops=False)
+    print("\n".join(describe(plan)))
+    return 0
+
+
+def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool) -> int:
+    from agprof.cli.progress import Progress
+    from agprof.launch.execute import execute
+    from agprof.launch.folder import create_run_folder, write_manifest
+    from agprof.launch.prepare import prepare
+
+    workload = loaded.workload
+    run_dir = create_run_folder(out, workload.name)
+    plan = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
+    write_manifest(run_dir, workload, plan)
+    progress = Progress(
+        run_dir,
+        console=console,
+        plain=plain,
+        title=run_dir.name,
+        total_steps=workload.profile.total_steps,
+        expected_ranks=plan.ranks,
+    )
+    with progress:
+        outcome = execute(plan, run_dir, on_tick=progress.tick)
+    _print_failure(outcome, run_dir)
+    _report(run_dir, console, plain=plain)
+    return outcome.exit_code
+
+
+def _print_failure(outcome: "Outcome", run_dir: Path) -> None:
+    """Say how a broken job ended, with the last lines of the rank that broke it."""
+    from agprof.store import layout
+
+    for note in outcome.notes:
+        _say(f"note: {note}")
+    if outcome.reason == "finished":
+        return
+    if outcome.reason == "interrupted":
+        _say(f"interrupted by {outcome.signal}; what was measured so far is kept")
+        return
+    if outcome.reason == "launch-failed" or not outcome.failures:
+        _say(f"the job ended with exit code {outcome.exit_code}; the end of {run_dir / layout.LAUNCHER_LOG}:")
+        for line in _tail(run_dir / layout.LAUNCHER_LOG):
+            _say(f"  {line}")
+        return
+    cause = outcome.failures[0]
+    how = f"killed by {cause.signal}" if cause.signal else f"ended with exit code {cause.exit_code}"
+    _say(f"rank {cause.rank} {how}; its last lines ({layout.rank_log(run_dir, cause.rank, 'stderr')}):")
+    for line in cause.last_lines:
+        _say(f"  {line}")
+
+
+def _tail(path: Path, lines: int = 15) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except OSError:
+        return []
+
+
+def _report(run_dir: Path, console: "Console", *, plain: bool) -> None:
+    """Write the report; when that fails, the data is there and the way to try again is printed."""
+    from agprof.cli.report import print_summary, write_report
+    from agprof.errors import AgprofError
+
+    try:
+        answers = write_report(run_dir, console, plain=plain)
+    except AgprofError as error:
+        _say(f"the report could not be written: {error}\nthe data is kept: agprof report {run_dir}")
+        return
+    print_summary(answers, run_dir, console)
