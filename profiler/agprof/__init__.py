@@ -15,6 +15,4 @@ In training code (all of it does nothing unless the process runs under `agprof r
 
 from agprof.instruments.api import annotate, mark, range, step
 
-__version__ = "0.1.0"
-
 __all__ = ["__version__", "annotate", "mark", "range", "step"]

@@ -14,10 +14,12 @@ def init(
     """Write a bundled workload's file out for editing."""
     import shlex
 
+    from agprof.config.problems import printable
+
     target = write_workload(name, out, force=force)
-    print(f"wrote {target}")
+    print(f"wrote {printable(str(target))}")
     print("next:")
-    print(f"  agprof run {shlex.quote(str(target))}")
+    print(f"  agprof run {shlex.quote(printable(str(target)))}")
 
 
 def write_workload(name: str, out: Path | None, *, force: bool) -> Path:
@@ -39,13 +41,14 @@ def write_workload(name: str, out: Path | None, *, force: bool) -> Path:
     target = out if out is not None else Path(f"{bundled.name.replace('/', '-')}.yaml")
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--out {printable(str(target))}: a workload file's name ends in .yaml")
+    shown_target = printable(str(target))
     text = read_source(bundled.path)
     try:
         # Mode x fails when the file exists, also as a dangling link: nothing is looked up first and written later.
         with target.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(f"{printable(str(target))} exists; write over it with --force, or name another --out") from None
+        raise ConfigError(f"{shown_target} exists; write over it with --force, or name another --out") from None
     except OSError as error:
-        raise ConfigError(f"{printable(str(target))} can't be written: {error.strerror}; name another --out") from None
+        raise ConfigError(f"{shown_target} can't be written: {error.strerror}; name another --out") from None
     return target

@@ -15,8 +15,8 @@ from agprof.errors import AgprofError
 COMMANDS = ["run", "report", "show", "workloads", "init", "schema"]
 """One module each in this package, with a function of the same name whose docstring is the command's help.
 
-Every module is imported to print the list of commands, so each keeps its heavy imports inside its function. The
-function may return the exit code; None stands for 0.
+The list of commands imports every module, so each keeps its heavy imports inside its function. The function may return
+the exit code; None stands for 0.
 """
 
 EXIT_USAGE = 2
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def build_app() -> typer.Typer:
-    """The command line with all of COMMANDS."""
+def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The command line with the given ones of COMMANDS."""
     app = typer.Typer(
         name="agprof",
         add_completion=False,
@@ -46,14 +46,22 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for name in COMMANDS:
+    for name in commands:
         module = import_module(f"agprof.cli.{name}")
         app.command(name)(getattr(module, name))
     return app
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"agprof {__version__}")
+        raise typer.Exit
+
+
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Profile distributed training jobs.
 
@@ -63,12 +71,7 @@ def _root(
 
 def _exit_code(argv: list[str]) -> int:
     try:
-        if argv[:1] == ["--version"]:
-            print(f"agprof {__version__}")
-            code: object = 0
-        else:
-            command = typer.main.get_command(build_app())
-            code = command.main(args=argv or ["--help"], prog_name="agprof", standalone_mode=False)
+        code = _run(argv or ["--help"])
         sys.stdout.flush()
     except AgprofError as error:
         _complain(f"error: {error}")
@@ -88,6 +91,19 @@ def _exit_code(argv: list[str]) -> int:
         said = f"{type(error).__name__}: {error}"
         _complain(f"agprof fault: {said}\nThis is an error in agprof itself: please report it with the text above.")
         return EXIT_FAULT
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    # A command that is named needs its own module only.
+    app = build_app(argv[:1] if argv[0] in COMMANDS else COMMANDS)
+    command = typer.main.get_command(app)
+    # Not `command.main`: it would answer to an interruption and to a closed pipe in its own way.
+    try:
+        with command.make_context("agprof", argv) as context:
+            code = command.invoke(context)
+    except typer.Exit as ended:
+        code = ended.exit_code
     return code if isinstance(code, int) else 0
 
 

@@ -2,10 +2,10 @@
 
 
 def schema() -> None:
-    """Print the JSON schema of workload files, for editors that complete and check YAML.
+    """Print the JSON schema of workload files.
 
-    Save it as `agprof schema > workload.schema.json` and begin a workload file with the line
-    `# yaml-language-server: $schema=workload.schema.json`.
+    Editors that know it complete and check a workload file. Save it with `agprof schema > workload.schema.json` and
+    begin the workload file with the line `# yaml-language-server: $schema=workload.schema.json`.
     """
     import json
 

@@ -2,9 +2,10 @@
 
 
 def workloads() -> None:
-    """List the bundled workloads: name, what each is, and the file it comes from.
+    """List the bundled workloads.
 
-    Run one with `agprof run NAME`; change one with `agprof init NAME`, which writes its file out for editing.
+    Each with its name, what it is and its file. Run one with `agprof run NAME`; change one with `agprof init NAME`,
+    which writes its file out for editing.
     """
     import sys
 

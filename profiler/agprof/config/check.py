@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from agprof.config.problems import Problem, nearest, printable, shown
+from agprof.config.problems import OPTION, Problem, nearest, printable, shown
 from agprof.config.source import is_file
 from agprof.config.tree import Items, Leaf, Table, Tree, resolve
-from agprof.config.workload import Workload, arg_name_problem, env_name_problem
+from agprof.config.workload import Conflict, Workload, arg_name_problem, env_name_problem
 
 FREE_KEYS = ("launch.env", "args")
 """Mappings whose keys are the user's own."""
@@ -22,16 +22,18 @@ def check_tree(root: Table, base_dir: Path, problems: list[Problem]) -> Workload
     """The workload, or None with the reasons appended to `problems`."""
     meant: set[str] = set()
     values = _section(root, Workload, "", problems, meant)
-    # A key that was meant by a misspelt one is not missing too.
-    bad = {problem.key for problem in problems} | meant
+    bad = {problem.key for problem in problems}
     try:
         workload = Workload.model_validate(values)
     except ValidationError as error:
-        found = [_problem(root, detail) for detail in error.errors() if detail["type"] != "conflict"]
-        fresh = [problem for problem in found if not _covered(problem.key, bad)]
-        problems.extend(fresh)
-        bad |= {problem.key for problem in fresh}
-        problems.extend(_conflict_problems(root, values, bad))
+        for detail in error.errors():
+            problem = _problem(root, detail)
+            # A key that was meant by a misspelt one is not missing too.
+            known = bad | meant if detail["type"] == "missing" else bad
+            if detail["type"] != "conflict" and not _covered(problem.key, known):
+                problems.append(problem)
+        bad |= {problem.key for problem in problems}
+        problems.extend(_conflict_problems(root, values, bad | meant))
         workload = None
     problems.extend(_script_problems(root, values, bad, base_dir))
     return workload
@@ -58,12 +60,15 @@ def _conflict_problems(root: Table, values: dict[str, Any], bad: set[str]) -> li
         Workload.model_validate(rest)
     except ValidationError as error:
         conflicts = [conflict for detail in error.errors() for conflict in detail.get("ctx", {}).get("conflicts", ())]
-        return [
-            Problem(_where(root, conflict.keys[0]), conflict.keys[0], conflict.rule)
-            for conflict in conflicts
-            if not any(_covered(key, bad) for key in conflict.keys)
-        ]
+        free = [conflict for conflict in conflicts if not any(_covered(key, bad) for key in conflict.keys)]
+        return [Problem(_culprit(root, conflict), conflict.keys[0], conflict.rule) for conflict in free]
     return []
+
+
+def _culprit(root: Table, conflict: Conflict) -> str:
+    """Where the conflict came from: the option, when one took part in it, else the first key's value."""
+    places = [_where(root, key) for key in conflict.keys]
+    return next((place for place in places if place.startswith(OPTION)), places[0])
 
 
 def _script_problems(root: Table, values: dict[str, Any], bad: set[str], base_dir: Path) -> list[Problem]:
@@ -79,7 +84,7 @@ def _script_problems(root: Table, values: dict[str, Any], bad: set[str], base_di
     except (OSError, ValueError):
         folder, siblings = False, []
     if folder:
-        rule = f"{shown(str(path))} is a directory; name the Python file in it"
+        rule = f"{_path_shown(path)} is a directory; name the Python file in it"
     else:
         close = nearest(path.name, siblings)
         hint = f"did you mean {shown(close)}?" if close else "a relative path begins at the workload file's folder"

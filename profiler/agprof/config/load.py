@@ -62,6 +62,8 @@ def parse_workload(text: str, base_dir: Path, sets: Sequence[str] = (), name: st
 
 
 def _file(reference: str) -> Path:
+    if not reference:
+        raise ConfigError("the workload's name is empty; name a YAML file or a bundled workload")
     path = Path(reference)
     try:
         if path.exists() or path.is_symlink():

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agprof.config.problems import MAX_TEXT, Problem, config_error, nearest, printable, shown
+from agprof.config.problems import MAX_TEXT, OPTION, Problem, config_error, nearest, printable, shown
 from agprof.config.tree import Entry, Items, Leaf, Table, Tree, read_tree, resolve
 
 FREE_SECTIONS = (("launch", "env"), ("args",))
 """Mappings whose keys are the user's own. A dot behind them belongs to the key, as in `args.data.root`."""
+
+TEXT_KEYS = ("name", "description", "module", "script")
+"""Keys whose value is text even when it looks like a number: a shell has eaten the quotes that would say so."""
 
 
 def apply_overrides(root: Table, sets: Sequence[str]) -> None:
@@ -19,7 +22,7 @@ def apply_overrides(root: Table, sets: Sequence[str]) -> None:
     """
     for item in sets:
         short = item if len(item) <= MAX_TEXT else f"{item[:MAX_TEXT]}..."
-        _apply(root, item, f"--set {printable(short)}")
+        _apply(root, item, f"{OPTION} {printable(short)}")
 
 
 def _apply(root: Table, item: str, where: str) -> None:
@@ -29,6 +32,8 @@ def _apply(root: Table, item: str, where: str) -> None:
         rule = "must be key=value with a dotted key, as in --set launch.ranks_per_node=2"
         raise config_error([Problem(where, "", rule)], where)
     value = _value(text, where)
+    if path[-1] in TEXT_KEYS and len(path) == 1 and isinstance(value, Leaf) and value.value is not None:
+        value = Leaf(where, value.text, value.text)
     if path == ("script",) and isinstance(value, Leaf) and isinstance(value.value, str) and value.value.strip():
         absolute = str(Path.cwd() / value.value)
         value = Leaf(where, absolute, absolute)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from agprof.errors import ConfigError
 
+OPTION = "--set"
+"""The option whose problems stand beside those of the file."""
 MAX_SHOWN = 10
 """Problems printed; the rest is counted."""
 MAX_TEXT = 60
@@ -32,7 +34,10 @@ def config_error(problems: Sequence[Problem], source: str) -> ConfigError:
     """The error that reports all problems found in `source`, in file order; a single one stands on one line."""
     if len(problems) == 1:
         return ConfigError(str(problems[0]))
-    lines = [f"{source} has {len(problems)} problems:", *(f"  {problem}" for problem in sorted(problems, key=_order)[:MAX_SHOWN])]
+    lines = [
+        f"{source} has {len(problems)} problems:",
+        *(f"  {problem}" for problem in sorted(problems, key=_order)[:MAX_SHOWN]),
+    ]
     if len(problems) > MAX_SHOWN:
         lines.append(f"  and {len(problems) - MAX_SHOWN} more")
     return ConfigError("\n".join(lines))
@@ -55,7 +60,12 @@ def printable(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like `word`; None when none is like it."""
+    """The known word most like `word`, or with a part most like it (`rnks`: ranks_per_node); None when none is."""
     words = {candidate.lower().replace("-", "_"): candidate for candidate in known}
-    found = difflib.get_close_matches(word[:200].lower().replace("-", "_"), words, n=1)
-    return words[found[0]] if found else None
+    parts = {part: words[candidate] for candidate in words for part in candidate.split("_") if len(part) > 4}
+    asked = word[:200].lower().replace("-", "_")
+    for choice, cutoff in ((words, 0.6), (parts, 0.75)):
+        found = difflib.get_close_matches(asked, choice, n=1, cutoff=cutoff)
+        if found:
+            return choice[found[0]]
+    return None

@@ -31,16 +31,18 @@ def read_source(path: Path, open_file: Callable[[Path, int], int] = os.open) -> 
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{name}: the file can't be read: {reason}; check its path and permissions") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise ConfigError(f"{name}: is a directory; name the workload file in it")
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{name}: is not a regular file; name a YAML file")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ConfigError(f"{name}: the file can't be read: {error.strerror}") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: the file can't be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise ConfigError(f"{name}: is larger than 1 MB; a workload file holds settings, not data")
     return decode(data, name)

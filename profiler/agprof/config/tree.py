@@ -99,11 +99,12 @@ def read_tree(text: str, name: str, problems: list[Problem], *, where: str | Non
     except _LimitError as error:
         raise _fatal(where or _at(name, error.mark), error.rule, name) from None
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _fatal(where or (_at(name, mark) if mark else name), _plain_words(error), name) from None
-    except (yaml.YAMLError, ValueError, OverflowError, IndexError) as error:
-        # ValueError: escapes beyond Unicode such as "\\UFFFFFFFF", which the scanner hands to chr().
-        raise _fatal(where or name, f"the YAML can't be read: {printable(str(error))}", name) from None
+        mark, words = _plain_words(error)
+        raise _fatal(where or _at(name, mark or loader.get_mark()), words, name) from None
+    except (ValueError, OverflowError):
+        # The scanner hands escapes beyond Unicode such as "\\UFFFFFFFF" to chr().
+        rule = "an escape (`\\U...`) names no character; use single quotes to keep backslashes"
+        raise _fatal(where or _at(name, loader.get_mark()), rule, name) from None
     finally:
         loader.dispose()
     if node is None:
@@ -156,30 +157,32 @@ class _Reader:
         self._where = where
         self._problems = problems
         self._count = 0
-        self._open: list[int] = []
+        self._open: dict[int, str] = {}
 
     def read(self, node: yaml.Node, key: str) -> Tree:
         where = self._position(node)
         self._count += 1
         if self._count > MAX_VALUES:
             rule = f"aliases expand to more than {MAX_VALUES} values; write the values out"
-            raise _fatal(where, rule, self._name)
+            # The value of the file's own key, not the innermost one that it expands to.
+            raise _fatal([*self._open.values(), where][1], rule, self._name)
         if id(node) in self._open:
             raise _fatal(where, "an alias refers to a value that contains it; write the value out", self._name)
         if len(self._open) >= MAX_DEPTH:
             raise _fatal(where, f"aliases nest deeper than {MAX_DEPTH} levels; write the values out", self._name)
         if node.tag not in ("plain", "quoted"):
             tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
-            self._problem(where, key, f"YAML tags are not allowed, here {shown(tag)}; write the plain value")
+            rule = f"YAML tags are not allowed, here {shown(tag)}; write the plain value"
+            raise config_error([*self._problems, Problem(where, key, rule)], self._name)
         if isinstance(node, yaml.ScalarNode):
             return self._leaf(node, where, key)
-        self._open.append(id(node))
+        self._open[id(node)] = where
         try:
             if isinstance(node, yaml.SequenceNode):
                 return Items(where, [self.read(item, key) for item in node.value])
             return self._table(node, where, key)
         finally:
-            self._open.pop()
+            del self._open[id(node)]
 
     def _leaf(self, node: yaml.ScalarNode, where: str, key: str) -> Leaf:
         text: str = node.value
@@ -230,7 +233,10 @@ def _fatal(where: str, rule: str, name: str) -> Exception:
 
 _TRANSLATIONS = (
     (r"character '\\t'", "a tab stands where YAML allows spaces only; indent with spaces"),
-    (r"mapping values are not allowed here", "a `:` too many, or wrong indentation; quote a text that holds `: `"),
+    (
+        r"mapping values are not allowed here",
+        "a `:` too many, wrong indentation, or no `:` in the line above; quote a text that holds `: `",
+    ),
     (r"could not find expected ':'", "a key without `:`; write `key: value`"),
     (r"expected <block end>, but found", "wrong indentation: this line does not belong to the lines above it"),
     (r"expected a single document", "a second document begins here; one file holds one workload"),
@@ -239,16 +245,21 @@ _TRANSLATIONS = (
         "this alias (`*name`) has no anchor (`&name`) above it; quote a text that begins with *",
     ),
     (r"found duplicate anchor", "this anchor (`&name`) is given twice; rename one"),
-    (r"found unexpected end of stream", "a quote is not closed"),
+    (r"found unexpected end of stream", "a quote begins here and is not closed"),
     (r"found character .* that cannot start any token", "a text can't begin with this character; put it in quotes"),
-    (r"expected ',' or '[\]}]'", "a `,` or the closing bracket is missing"),
+    (r"expected ',' or '[\]}]'", "a bracket begins here, and a `,` or its closing bracket is missing"),
     (r"found unknown escape character", "this `\\` escape is unknown; use single quotes to keep backslashes"),
 )
 
 
-def _plain_words(error: yaml.MarkedYAMLError) -> str:
+_BEGINS_BEFORE = ("a quote", "a bracket")
+"""Translations for which the place to mend is where the construct began, not where the parser gave up."""
+
+
+def _plain_words(error: yaml.MarkedYAMLError) -> tuple[Any, str]:
+    """Where to look, and what is wrong there, without the parser's terms."""
     said = " ".join(part for part in (error.context, error.problem) if part)
-    for pattern, words in _TRANSLATIONS:
-        if re.search(pattern, said):
-            return words
-    return f"the YAML is broken here: {printable(said)}"
+    words = next((words for pattern, words in _TRANSLATIONS if re.search(pattern, said)), None)
+    if words is None:
+        return error.problem_mark, f"the YAML is broken here: {printable(said)}"
+    return (error.context_mark if words.startswith(_BEGINS_BEFORE) else error.problem_mark), words

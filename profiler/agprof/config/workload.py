@@ -11,6 +11,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from agprof.model.settings import ENV_HOME, ENV_NODE, ENV_RANK_PID, ENV_RUN_DIR, ENV_SETTINGS
+
 RESERVED_ENV = frozenset(
     {
         "RANK",
@@ -20,11 +22,11 @@ RESERVED_ENV = frozenset(
         "LOCAL_WORLD_SIZE",
         "MASTER_ADDR",
         "MASTER_PORT",
-        "AGPROF_RUN_DIR",
-        "AGPROF_SETTINGS",
-        "AGPROF_HOME",
-        "AGPROF_RANK_PID",
-        "AGPROF_NODE",
+        ENV_RUN_DIR,
+        ENV_SETTINGS,
+        ENV_HOME,
+        ENV_RANK_PID,
+        ENV_NODE,
     }
 )
 """Variables that the launcher or agprof itself sets for every rank."""
@@ -213,7 +215,10 @@ class Conflict(NamedTuple):
 
 def _conflicts(workload: Workload) -> Iterator[Conflict]:
     if workload.module is not None and workload.script is not None:
-        yield Conflict(("script", "module"), "`script` and `module` exclude each other; keep one of them")
+        yield Conflict(
+            ("script", "module"),
+            "`script` and `module` exclude each other; keep one of them (null switches the other off)",
+        )
     if workload.module is None and workload.script is None:
         yield Conflict(("module", "script"), "is required, or `script`: the program that the ranks run")
     launch, profile = workload.launch, workload.profile

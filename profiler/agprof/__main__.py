@@ -1,0 +1,5 @@
+"""`python -m agprof`."""
+
+from agprof.cli.main import main
+
+main()
