@@ -14,5 +14,6 @@ In training code (all of it does nothing unless the process runs under `agprof r
 """
 
 from agprof.instruments.api import annotate, mark, range, step
+from agprof.model.version import __version__
 
 __all__ = ["__version__", "annotate", "mark", "range", "step"]

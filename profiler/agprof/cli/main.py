@@ -9,8 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from agprof import __version__
 from agprof.errors import AgprofError
+from agprof.model.version import __version__
 
 COMMANDS = ["run", "report", "show", "workloads", "init", "schema"]
 """One module each in this package, with a function of the same name whose docstring is the command's help.

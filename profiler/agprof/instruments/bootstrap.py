@@ -65,7 +65,7 @@ def _arm_safely(torch: ModuleType, hooks: ImportHooks, run: Path, rank: int, set
 
 def header(rank: int) -> dict[str, Any]:
     """The first record of a rank's stream."""
-    from agprof import __version__
+    from agprof.model.version import __version__
 
     def number(name: str) -> int | None:
         text = os.environ.get(name, "")
