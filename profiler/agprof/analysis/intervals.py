@@ -3,11 +3,10 @@
 A set of intervals is a data frame with the columns `rank`, `start_ns`, `end_ns` (half open, integer nanoseconds).
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import polars as pl
-
-SCHEMA = {"rank": pl.Int64, "start_ns": pl.Int64, "end_ns": pl.Int64}
 
 
 def union(intervals: pl.DataFrame, by: tuple[str, ...] = ("rank",)) -> pl.DataFrame:
@@ -71,39 +70,40 @@ def innermost(spans: pl.DataFrame) -> pl.DataFrame:
         .sort("rank", "start_ns", "depth", "span")
         .select("rank", "start_ns", "end_ns", "name")
     )
-    ranks: list[int] = []
-    names: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
+    segments = [
+        (rank, *segment)
+        for rank, rows in groupby(ordered.iter_rows(), key=lambda row: row[0])
+        for segment in _sweep(rows)
+    ]
+    return pl.DataFrame(
+        segments,
+        schema={"rank": pl.Int64, "start_ns": pl.Int64, "end_ns": pl.Int64, "name": pl.String},
+        orient="row",
+    )
 
-    def emit(start: int, end: int, name: str) -> None:
-        ranks.append(rank)
-        starts.append(start)
-        ends.append(end)
-        names.append(name)
 
-    for rank, rows in groupby(ordered.iter_rows(), key=lambda row: row[0]):
-        open_: list[tuple[int, str]] = []
-        cursor = 0
-        for _, start, end, name in rows:
-            while open_ and open_[-1][0] <= start:
-                until, top = open_.pop()
-                if until > cursor:
-                    emit(cursor, until, top)
-                    cursor = until
-            if open_ and start > cursor:
-                emit(cursor, start, open_[-1][1])
-            cursor = start
-            open_.append((end, name))
-        while open_:
+def _sweep(rows: Iterable[tuple[int, int, int, str]]) -> Iterator[tuple[int, int, str]]:
+    """(start, end, name) of the innermost span over one thread's spans, which come ordered by begin.
+
+    `open_` holds what has begun, the innermost last. What ended below it is found spent when it comes to the top.
+    """
+    open_: list[tuple[int, str]] = []
+    cursor = 0
+    for _, start, end, name in rows:
+        while open_ and open_[-1][0] <= start:
             until, top = open_.pop()
             if until > cursor:
-                emit(cursor, until, top)
+                yield cursor, until, top
                 cursor = until
-    return pl.DataFrame(
-        {"rank": ranks, "name": names, "start_ns": starts, "end_ns": ends},
-        schema={"rank": pl.Int64, "name": pl.String, "start_ns": pl.Int64, "end_ns": pl.Int64},
-    )
+        if open_ and start > cursor:
+            yield cursor, start, open_[-1][1]
+        cursor = start
+        open_.append((end, name))
+    while open_:
+        until, top = open_.pop()
+        if until > cursor:
+            yield cursor, until, top
+            cursor = until
 
 
 def self_time_until(points: pl.DataFrame, segments: pl.DataFrame, cut: pl.DataFrame) -> pl.Series:

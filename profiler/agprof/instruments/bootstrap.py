@@ -5,13 +5,17 @@
 
 import atexit
 import contextlib
+import functools
+import itertools
 import os
 import platform
 import sys
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from agprof.instruments.import_hooks import ImportHooks
 from agprof.model.settings import ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, InstrumentSettings
@@ -19,6 +23,8 @@ from agprof.model.tables import SCHEMA_VERSION
 from agprof.store import layout
 
 MAX_ATTEMPTS = 1000
+MAX_DESCRIBED_ROOTS = 8
+"""Root modules whose size is recorded: a loop that calls single layers has hundreds of roots."""
 
 
 def start() -> None:
@@ -37,16 +43,23 @@ def start() -> None:
 
 
 def _redirect_output(run: Path, rank: int) -> None:
-    """Send stdout and stderr of this process, and of its children, to the rank's log files."""
+    """Send stdout and stderr of this process, and of its children, to the rank's log files. Raises OSError."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         log = os.open(layout.rank_log(run, rank, name), flags, 0o644)
         with contextlib.suppress(Exception):
-            getattr(sys, name).flush()
-        os.dup2(log, descriptor)
-        os.close(log)
-        # A file makes Python buffer by block, and a killed rank would take its last words with it.
-        getattr(sys, name).reconfigure(line_buffering=True)
+            stream.flush()
+        if log != descriptor:
+            os.dup2(log, descriptor)
+            os.close(log)
+        else:
+            # The rank was started with this descriptor closed.
+            os.set_inheritable(descriptor, True)
+        if stream is not None:
+            # A file makes Python buffer by block, and a killed rank would take its last words with it.
+            with contextlib.suppress(Exception):
+                stream.reconfigure(line_buffering=True)
 
 
 def _without_shm_op(module: ModuleType) -> None:
@@ -60,7 +73,8 @@ def _arm_safely(torch: ModuleType, hooks: ImportHooks, run: Path, rank: int, set
         arm(torch, hooks, run, rank, settings)
     except Exception as error:
         # Without a stream there is nowhere to note it but the rank's own log.
-        print(f"agprof: this rank is not profiled: {type(error).__name__}: {error}", file=sys.stderr)
+        with contextlib.suppress(Exception):
+            print(f"agprof: this rank is not profiled: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def header(rank: int) -> dict[str, Any]:
@@ -103,87 +117,146 @@ def open_stream(run: Path, rank: int, settings: InstrumentSettings) -> Any:
     raise OSError(f"{MAX_ATTEMPTS} attempts of rank {rank} are in {run} already")
 
 
-def arm(torch: Any, hooks: ImportHooks, run: Path, rank: int, settings: InstrumentSettings) -> None:
-    """Create the recorder and arm every instrument of the level. Raises OSError when the stream can't be created."""
+def arm(torch: Any, hooks: ImportHooks, run: Path, rank: int, settings: InstrumentSettings) -> Any:
+    """Create the recorder and arm every instrument of the level. Raises OSError when the stream can't be created.
+
+    Returns the recorder; `disarm` takes everything back.
+    """
     from agprof.instruments import api
     from agprof.instruments.recorder import Recorder
 
     recorder = Recorder(open_stream(run, rank, settings), settings)
+    hooks.on_error = functools.partial(recorder.fault, "import_hooks")
     recorder.patches.on_undo(hooks.remove)
-    atexit.register(disarm, recorder, "clean")
-    os.register_at_fork(after_in_child=lambda: _go_inert(recorder))
-    _watch_exceptions(recorder)
+    at_exit = functools.partial(disarm, recorder, "clean")
+    atexit.register(at_exit)
+    recorder.patches.on_undo(lambda: atexit.unregister(at_exit))
+    # What is registered for forks stays for ever and must not keep the recorder.
+    reference = weakref.ref(recorder)
+    os.register_at_fork(after_in_child=lambda: _go_inert(reference()))
+    recorder.guard("exceptions", _watch_exceptions)(recorder)
     _arm_instruments(recorder, torch, hooks)
     api.attach(recorder)
     recorder.writer.start()
+    return recorder
 
 
 def _go_inert(recorder: Any) -> None:
     """In a forked child (a DataLoader worker): the stream belongs to the parent."""
     from agprof.instruments import api
 
-    recorder.enabled = False
-    api.detach()
+    if recorder is not None:
+        recorder.enabled = False
+        api.detach()
 
 
 def _watch_exceptions(recorder: Any) -> None:
-    previous = sys.excepthook
+    def around_hook(previous: Any) -> Any:
+        @functools.wraps(previous)
+        def hook(kind: Any, error: Any, trace: Any) -> Any:
+            with contextlib.suppress(Exception):
+                recorder.end_reason = f"exception {kind.__name__}"
+                recorder.mark(f"uncaught {kind.__name__}")
+            return previous(kind, error, trace)
 
-    def hook(kind: Any, error: Any, trace: Any) -> None:
-        with contextlib.suppress(Exception):
-            recorder.mark(f"uncaught {kind.__name__}")
-            recorder.end_reason = f"exception {kind.__name__}"
-        previous(kind, error, trace)
+        return hook
 
-    recorder.patches.replace(sys, "excepthook", lambda _original: hook)
+    recorder.patches.replace(sys, "excepthook", around_hook)
 
 
 def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
-    """One entry per instrument; one that fails to arm is a fault and the others go on."""
-    from agprof.instruments import comm, data, facts, flops, memory
-    from agprof.instruments.deepspeed_engine import EnginePhases
-    from agprof.instruments.forward import ForwardPhases
-    from agprof.instruments.nvtx_ranges import NvtxRanges
-    from agprof.instruments.training import TrainingLoop
-
+    """One entry per instrument; one that fails to be imported or to arm is a fault and the others go on."""
     guard = recorder.guard
-    loop = TrainingLoop(recorder, torch)
-    roots: list[Any] = []
+    at_root: list[Callable[[Any], Any]] = []
 
     def on_root(module: Any) -> None:
-        if not roots:
-            facts.record_device(recorder, torch)
-            _start_device_timer(recorder, torch)
-        facts.record_model(recorder, module, len(roots))
-        roots.append(module)
-        flops_instrument.on_root(module)
+        for callback in list(at_root):
+            callback(module)
+
+    def arm_facts() -> None:
+        from agprof.instruments import facts
+
+        roots = itertools.count()
+
+        def facts_of_root(module: Any) -> None:
+            number = next(roots)
+            if number == 0:
+                facts.record_device(recorder, torch)
+            if number < MAX_DESCRIBED_ROOTS:
+                facts.record_model(recorder, module, number)
+
+        facts.record_torch(recorder, torch)
+        at_root.append(guard("facts", facts_of_root))
 
     def arm_nvtx() -> None:
-        if recorder.settings.nvtx:
-            ranges = NvtxRanges()
-            recorder.nvtx = ranges if ranges.active else None
+        from agprof.instruments.nvtx_ranges import NvtxRanges
 
-    flops_instrument = flops.FlopsInstrument(recorder, torch)
-    guard("facts", facts.record_torch)(recorder, torch)
-    guard("nvtx", arm_nvtx)()
-    guard("training", loop.arm)()
-    guard("forward", ForwardPhases(recorder, torch.nn.modules.module, on_root).arm)()
-    hooks.when_imported("torch.utils.data.dataloader", guard("data", lambda module: data.arm(recorder, module)))
-    hooks.when_imported("deepspeed.runtime.engine", guard("deepspeed", EnginePhases(recorder, loop).arm))
+        ranges = NvtxRanges()
+        recorder.nvtx = ranges if ranges.active else None
+
+    def arm_device() -> None:
+        def start_timer(_root: Any) -> None:
+            if recorder.device is None and torch.cuda.is_initialized():
+                from agprof.instruments.device import cuda_timer
+
+                at_root.remove(start)
+                emit = recorder.writer.rows("device_spans")
+                recorder.device = cuda_timer(torch, recorder.patches, emit, recorder.clock())
+
+        start = cast(Callable[[Any], Any], guard("device", start_timer))
+        at_root.append(start)
+
+    def arm_training() -> None:
+        from agprof.instruments.deepspeed_engine import EnginePhases
+        from agprof.instruments.training import TrainingLoop
+
+        loop = TrainingLoop(recorder, torch)
+        loop.arm()
+        hooks.when_imported("deepspeed.runtime.engine", guard("deepspeed", EnginePhases(recorder, loop).arm))
+
+    def arm_forward() -> None:
+        from agprof.instruments.forward import ForwardPhases
+
+        forward = ForwardPhases(recorder, torch, on_root)
+        forward.arm()
+        hooks.when_imported("torch._dynamo.eval_frame", guard("forward", forward.arm_compiled))
+
+    def arm_data() -> None:
+        from agprof.instruments import data
+
+        hooks.when_imported("torch.utils.data.dataloader", guard("data", functools.partial(data.arm, recorder)))
+
+    def arm_memory() -> None:
+        from agprof.instruments import memory
+
+        memory.arm(recorder, torch)
+
+    def arm_flops() -> None:
+        from agprof.instruments import flops
+
+        instrument = flops.FlopsInstrument(recorder, torch)
+        instrument.arm()
+        at_root.append(guard("flops", instrument.on_root))
+
+    def arm_comm() -> None:
+        from agprof.instruments import comm
+
+        communication = comm.CommunicationInstrument(recorder, torch)
+        hooks.when_imported("torch.distributed", guard("comm", communication.arm))
+        hooks.when_imported("torch.nn.parallel.distributed", guard("comm", communication.arm_ddp))
+
+    if recorder.settings.nvtx:
+        guard("nvtx", arm_nvtx)()
+    guard("facts", arm_facts)()
+    guard("device", arm_device)()
+    guard("training", arm_training)()
+    guard("forward", arm_forward)()
+    guard("data", arm_data)()
     if recorder.settings.level == "light":
         return
-    guard("memory", memory.arm)(recorder, torch)
-    guard("flops", flops_instrument.arm)()
-    communication = comm.CommunicationInstrument(recorder, torch)
-    hooks.when_imported("torch.distributed", guard("comm", communication.arm))
-    hooks.when_imported("torch.nn.parallel.distributed", guard("comm", communication.arm_ddp))
-
-
-def _start_device_timer(recorder: Any, torch: Any) -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        from agprof.instruments.device import cuda_timer
-
-        recorder.device = cuda_timer(torch, recorder.writer.rows("device_spans"), recorder.clock())
+    guard("memory", arm_memory)()
+    guard("flops", arm_flops)()
+    guard("comm", arm_comm)()
 
 
 def disarm(recorder: Any, reason: str) -> None:
@@ -194,9 +267,12 @@ def disarm(recorder: Any, reason: str) -> None:
         return
     for instrument, finish in recorder.on_finish:
         recorder.guard(instrument, finish)()
+    if recorder.device is not None and recorder.device.dropped:
+        recorder.fact("device.dropped_spans", recorder.device.dropped)
+    recorder.finish()
     recorder.enabled = False
     api.detach()
     for error in recorder.patches.undo():
         recorder.fault("patches", "undo", error)
     recorder.resolve_all()
-    recorder.writer.close(getattr(recorder, "end_reason", None) or reason)
+    recorder.writer.close(recorder.end_reason or reason)

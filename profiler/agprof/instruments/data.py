@@ -1,20 +1,33 @@
 """Time spent waiting for batches, and what a batch holds."""
 
+import functools
+import itertools
 from typing import Any
 
-from agprof.instruments.recorder import Recorder
+from agprof.instruments.recorder import Recorder, Span
 
 INSTRUMENT = "data"
 _TOKEN_KEYS = ("input_ids", "tokens")
+_MAX_DEPTH = 4
+_MAX_ITEMS = 16
 
 
 def arm(recorder: Recorder, dataloader: Any) -> None:
     """Make DataLoader iteration a phase. `dataloader` is the module torch.utils.data.dataloader."""
-    guess = recorder.guard(INSTRUMENT, lambda batch: recorder.guess_counts(*batch_counts(batch)))
-    open_phase = recorder.guard(INSTRUMENT, lambda: recorder.open("phase", "data"))
-    close_phase = recorder.guard(INSTRUMENT, recorder.close)
+
+    def count(batch: Any) -> None:
+        recorder.guess_counts(*batch_counts(batch))
+
+    def open_data() -> Span:
+        return recorder.open("phase", "data")
+
+    # Batches may be anything: one that can't be counted must not cost the phase.
+    guess = recorder.guard("data.counts", count)
+    open_phase = recorder.guard(INSTRUMENT, open_data)
+    close_phase = recorder.guard(INSTRUMENT, recorder.close, ends=True)
 
     def around_next(original: Any) -> Any:
+        @functools.wraps(original)
         def __next__(self: Any) -> Any:  # noqa: N807
             span = open_phase()
             try:
@@ -28,6 +41,7 @@ def arm(recorder: Recorder, dataloader: Any) -> None:
         return __next__
 
     def around_iter(original: Any) -> Any:
+        @functools.wraps(original)
         def __iter__(self: Any) -> Any:  # noqa: N807
             span = open_phase()
             try:
@@ -42,21 +56,22 @@ def arm(recorder: Recorder, dataloader: Any) -> None:
     recorder.patches.replace(dataloader.DataLoader, "__iter__", around_iter)
 
 
-def batch_counts(batch: Any) -> tuple[int | None, int | None]:
+def batch_counts(batch: Any, depth: int = 0) -> tuple[int | None, int | None]:
     """(samples, tokens) that can be read off a batch without looking at its contents; None where they can't."""
+    if depth > _MAX_DEPTH:
+        return None, None
     if isinstance(batch, (list, tuple)):
-        for item in batch:
-            samples, tokens = batch_counts(item)
+        for item in batch[:_MAX_ITEMS]:
+            samples, tokens = batch_counts(item, depth + 1)
             if samples is not None:
                 return samples, tokens
         return None, None
-    keys = getattr(batch, "keys", None)
-    if keys is not None:
+    if callable(getattr(batch, "keys", None)) and callable(getattr(batch, "get", None)):
         for key in _TOKEN_KEYS:
-            value = batch.get(key) if hasattr(batch, "get") else None
+            value = batch.get(key)
             if _is_tensor(value) and value.dim() == 2:
                 return int(value.shape[0]), int(value.numel())
-        return batch_counts(list(batch.values()))
+        return batch_counts([batch.get(key) for key in itertools.islice(batch.keys(), _MAX_ITEMS)], depth + 1)
     if _is_tensor(batch) and batch.dim() > 0:
         return int(batch.shape[0]), None
     return None, None

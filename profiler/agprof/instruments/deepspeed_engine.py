@@ -1,8 +1,8 @@
 """Phases and step boundaries of DeepSpeed engines.
 
 A step ends when `engine.global_steps` changed across `engine.step()`: true for own loops, gradient accumulation,
-Hugging Face's Trainer (which calls step only at the boundary) and several engines side by side. Then the first engine
-that steps owns the boundary.
+Hugging Face's Trainer (which calls step only at the boundary) and several engines side by side, of which one owns the
+boundary. Pipeline engines make their updates in `_take_model_step`, which `step` calls for the others.
 """
 
 import functools
@@ -20,7 +20,6 @@ class EnginePhases:
     def __init__(self, recorder: Recorder, loop: TrainingLoop) -> None:
         self._recorder = recorder
         self._loop = loop
-        self._primary: int | None = None
         self._engines = 0
 
     def arm(self, module: Any) -> None:
@@ -29,13 +28,13 @@ class EnginePhases:
         patches.replace(module.DeepSpeedEngine, "__init__", self._around_init)
         patches.replace(module.DeepSpeedEngine, "backward", self._loop.around_backward)
         patches.replace(module.DeepSpeedEngine, "step", self._around_step)
+        patches.replace(module.DeepSpeedEngine, "_take_model_step", self._around_step)
 
     def _around_init(self, original: Any) -> Any:
         describe = self._recorder.guard(INSTRUMENT, self._describe)
 
         @functools.wraps(original)
         def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            self._loop.engine_owns_steps = True
             original(engine, *args, **kwargs)
             describe(engine)
 
@@ -56,12 +55,11 @@ class EnginePhases:
     def _around_step(self, original: Any) -> Any:
         recorder, loop = self._recorder, self._loop
         begin = recorder.guard(INSTRUMENT, self._begin_step)
-        end = recorder.guard(INSTRUMENT, self._end_step)
+        end = recorder.guard(INSTRUMENT, self._end_step, ends=True)
 
         @functools.wraps(original)
         def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
-            loop.enter_engine()
-            opened = begin(engine)
+            opened = begin(engine) if loop.enter_engine() else None
             try:
                 return original(engine, *args, **kwargs)
             finally:
@@ -72,16 +70,13 @@ class EnginePhases:
         return step
 
     def _begin_step(self, engine: Any) -> tuple[Any, int]:
-        return self._recorder.open("phase", "optimizer"), int(engine.global_steps)
+        steps_before = int(engine.global_steps)
+        return self._recorder.open("phase", "optimizer"), steps_before
 
     def _end_step(self, engine: Any, span: Any, steps_before: int) -> None:
         self._recorder.close(span)
-        if engine.global_steps == steps_before:
-            return
-        if self._primary is None:
-            self._primary = id(engine)
-        if id(engine) == self._primary:
-            self._recorder.end_step()
+        if engine.global_steps != steps_before:
+            self._loop.stepped(engine)
 
 
 def _offloads(engine: Any) -> bool:

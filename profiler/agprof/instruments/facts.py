@@ -9,13 +9,16 @@ from agprof.instruments.recorder import Recorder
 def record_torch(recorder: Recorder, torch: Any) -> None:
     """Facts known once torch is imported."""
     recorder.fact("torch.version", str(torch.__version__))
-    recorder.fact("omp_num_threads", int(torch.get_num_threads()))
-    recorder.fact("cpu.affinity", sorted(os.sched_getaffinity(0)))
 
 
 def record_device(recorder: Recorder, torch: Any) -> None:
-    """Facts of the device; called at the first forward, when the rank has chosen it. Never initialises CUDA."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    """Facts of device and threads; called at the first forward, when the rank has chosen them.
+
+    Never touches the CUDA driver before the training did: that would fix CUDA_VISIBLE_DEVICES too early.
+    """
+    recorder.fact("omp_num_threads", int(torch.get_num_threads()))
+    recorder.fact("cpu.affinity", sorted(os.sched_getaffinity(0)))
+    if torch.cuda.is_initialized():
         index = torch.cuda.current_device()
         properties = torch.cuda.get_device_properties(index)
         recorder.fact("device.type", "cuda")

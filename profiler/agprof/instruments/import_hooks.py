@@ -16,19 +16,21 @@ class ImportHooks:
     def __init__(self) -> None:
         self._callbacks: dict[str, list[Callback]] = {}
         self._finding: set[str] = set()
+        self.on_error: Callable[[str, Exception], None] = lambda _name, _error: None
+        """Told of callbacks that raised; an import never fails because of one."""
 
     def install(self) -> None:
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
 
     def when_imported(self, name: str, callback: Callback) -> None:
         """Call `callback(module)` once: now if the module is imported and complete, else right after its import."""
         module = sys.modules.get(name)
         if module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False):
-            callback(module)
+            self._call(callback, name, module)
         else:
             self._callbacks.setdefault(name, []).append(callback)
 
@@ -42,22 +44,31 @@ class ImportHooks:
         finally:
             self._finding.discard(name)
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec.loader, self)  # type: ignore[assignment]
+            spec.loader = _Loader(spec.loader, name, self)  # type: ignore[assignment]
         return spec
 
-    def fire(self, module: ModuleType) -> None:
-        for callback in self._callbacks.pop(module.__name__, []):
+    def fire(self, name: str, module: ModuleType) -> None:
+        for callback in self._callbacks.pop(name, []):
+            self._call(callback, name, module)
+
+    def _call(self, callback: Callback, name: str, module: ModuleType) -> None:
+        try:
             callback(module)
+        except Exception as error:
+            self.on_error(name, error)
 
 
 class _Loader:
     """The original loader, with the callbacks run after the module's code."""
 
-    def __init__(self, loader: Any, hooks: ImportHooks) -> None:
+    def __init__(self, loader: Any, name: str, hooks: ImportHooks) -> None:
         self._loader = loader
+        self._name = name
         self._hooks = hooks
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_loader":  # a copy that is being made: it has no attributes yet
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -69,4 +80,4 @@ class _Loader:
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        self._hooks.fire(module)
+        self._hooks.fire(self._name, module)

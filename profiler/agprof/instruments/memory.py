@@ -34,12 +34,12 @@ def arm(recorder: Recorder, torch: Any) -> None:
     """Add a row of the table `memory` at the end of every outermost phase and step."""
     resident = _ResidentSet()
     append = recorder.writer.rows("memory")
-    device_stats = torch._C._cuda_memoryStats if torch.cuda.is_available() else None
 
     def sample(at: str, step: int, time_ns: int) -> None:
         allocated = reserved = allocated_peak = None
-        if device_stats is not None and torch.cuda.is_initialized():
-            stats = device_stats(torch.cuda.current_device())
+        # Asking whether a device is available would start the CUDA driver in a process that has not chosen one yet.
+        if torch.cuda.is_initialized():
+            stats = torch._C._cuda_memoryStats(torch.cuda.current_device())
             allocated = stats["allocated_bytes"]["all"]["current"]
             allocated_peak = stats["allocated_bytes"]["all"]["peak"]
             reserved = stats["reserved_bytes"]["all"]["current"]

@@ -32,10 +32,10 @@ class NvtxRanges:
     def push(self, category: str, name: str) -> None:
         self._push(self._attributes.get((category, name)) or self._make(category, name))
 
-    def start(self, category: str, name: str) -> Any:
-        """Open a process-wide range; give what this returns to `end`."""
-        attributes = self._domain.get_event_attributes(message=name, color=_COLOURS.get(category, 0x999999))
-        return self._domain.start_range(attributes)
+    def start_step(self, step: int) -> Any:
+        """Open the process-wide range of a step; give what this returns to `end`."""
+        name = f"step {step}" if step < MAX_NAMES else "step (later)"
+        return self._domain.start_range(message=name, color=_COLOURS["step"], payload=step)
 
     def end(self, token: Any) -> None:
         self._domain.end_range(token)
@@ -43,6 +43,9 @@ class NvtxRanges:
     def _make(self, category: str, name: str) -> Any:
         if len(self._attributes) >= MAX_NAMES:
             name = "(more names)"
+            known = self._attributes.get((category, name))
+            if known is not None:
+                return known
         colour = _COLOURS.get(name, _COLOURS.get(category, 0x999999))
         attributes = self._domain.get_event_attributes(message=name, color=colour)
         self._attributes[category, name] = attributes

@@ -1,5 +1,6 @@
 """The undo list: every change to somebody else's object goes through it and is taken back from the same entry."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,8 @@ class Patches:
             return False
         own = vars(owner).get(name, _MISSING)
         replacement = make(original)
+        if isinstance(inspect.getattr_static(owner, name, None), staticmethod):
+            replacement = staticmethod(replacement)
         setattr(owner, name, replacement)
 
         def undo() -> None:

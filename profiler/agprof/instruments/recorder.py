@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +22,8 @@ R = TypeVar("R")
 
 MAX_FAULTS = 3
 """An instrument that failed this often is switched off."""
+MAX_WAITING_ROWS = 20_000
+"""Rows that wait for a loss from the device; a device that hangs must not fill the memory."""
 
 
 class Span:
@@ -58,7 +61,12 @@ class Loss:
 
     def resolved(self) -> bool:
         if self.ready is not None:
-            self.value = self.ready()
+            try:
+                self.value = self.ready()
+            except Exception:
+                # A device in error: the training meets the same error and says so; here the value is unknown.
+                self.ready = None
+                return True
             if self.value is None:
                 return False
             self.ready = None
@@ -104,8 +112,10 @@ class Recorder:
         self._counts: list[int | None] = [None, None]
         self._micro_counts: list[int | None] = [None, None]
         self._guessed: list[int | None] = [None, None]
-        self._counts_given = False
-        self._waiting: list[tuple[str, tuple[Any, ...], int, list[Loss]]] = []
+        self._counts_given = [False, False]
+        self._forwards_since_batch: set[bool] = set()
+        self._waiting: deque[tuple[str, tuple[Any, ...], int, list[Loss]]] = deque(maxlen=MAX_WAITING_ROWS)
+        self._resolving = threading.Lock()
         self._faults: dict[str, int] = {}
         self._off: set[str] = set()
         writer.before_flush(self.resolve)
@@ -121,9 +131,15 @@ class Recorder:
         span = Span(next(self._numbers), category, name, now, self.step, self.micro_step)
         thread.spans.append(span)
         if self.nvtx is not None:
-            self.nvtx.push(category, name)
+            try:
+                self.nvtx.push(category, name)
+            except Exception as error:
+                self._lose_nvtx("push", error)
         if category == "phase" and self.device is not None:
-            span.begin_event = self.device.begin()
+            try:
+                span.begin_event = self.device.begin()
+            except Exception as error:
+                self._lose_device("begin", error)
         return span
 
     def close(self, span: Span) -> int:
@@ -135,10 +151,7 @@ class Recorder:
             return now  # closed already by an outer close, or opened on another thread
         while True:
             inner = spans.pop()
-            if self.nvtx is not None:
-                self.nvtx.pop()
-            if inner.begin_event is not None and self.device is not None:
-                self.device.end(inner.number, inner.begin_event)
+            self._leave(inner)
             self._span_rows(
                 (
                     inner.number,
@@ -159,6 +172,33 @@ class Recorder:
                 callback(span.name, now)
         return now
 
+    def discard(self, span: Span) -> None:
+        """Forget `span` and whatever is open inside it: its end was not seen."""
+        spans = self._thread.spans
+        while span in spans:
+            self._leave(spans.pop())
+
+    def _leave(self, span: Span) -> None:
+        if self.nvtx is not None:
+            try:
+                self.nvtx.pop()
+            except Exception as error:
+                self._lose_nvtx("pop", error)
+        if span.begin_event is not None and self.device is not None:
+            try:
+                self.device.end(span.number, span.begin_event)
+            except Exception as error:
+                self._lose_device("end", error)
+
+    def _lose_nvtx(self, where: str, error: Exception) -> None:
+        # Once and for all: a domain that missed a push would pop somebody else's range.
+        self.nvtx = None
+        self.fault("nvtx", where, error)
+
+    def _lose_device(self, where: str, error: Exception) -> None:
+        self.device = None
+        self.fault("device", where, error)
+
     def phase(self) -> str:
         """Innermost phase of the calling thread, `other` outside of any."""
         for span in reversed(self._thread.spans):
@@ -174,7 +214,10 @@ class Recorder:
         if self._step_start_ns is None:
             self._begin_step(now)
         losses = [loss] if loss is not None else []
-        samples, tokens = self._micro_counts if self._counts_given else self._guessed
+        samples, tokens = (
+            given if is_given else guessed
+            for is_given, given, guessed in zip(self._counts_given, self._micro_counts, self._guessed, strict=True)
+        )
         row = (self.step, self.micro_step, self._micro_start_ns, now, None, samples, tokens)
         self._emit("micro_steps", row, 4, losses)
         self._losses.extend(losses)
@@ -197,8 +240,7 @@ class Recorder:
         row = (self.step, start_ns, now, self.micro_step, None, samples, tokens, self.profiled)
         self._emit("steps", row, 4, self._losses)
         ended = self.step
-        if self.nvtx is not None and self._step_token is not None:
-            self.nvtx.end(self._step_token)
+        self._end_step_range()
         self.step += 1
         self.micro_step = 0
         self.profiled = False
@@ -213,10 +255,36 @@ class Recorder:
         self._step_start_ns = now
         self._micro_start_ns = now
         if self.nvtx is not None:
-            self._step_token = self.nvtx.start("step", f"step {self.step}")
+            try:
+                self._step_token = self.nvtx.start_step(self.step)
+            except Exception as error:
+                self._lose_nvtx("start", error)
+
+    def _end_step_range(self) -> None:
+        token, self._step_token = self._step_token, None
+        if self.nvtx is not None and token is not None:
+            try:
+                self.nvtx.end(token)
+            except Exception as error:
+                self._lose_nvtx("end", error)
+
+    def finish(self) -> None:
+        """Balance the NVTX ranges of the calling thread; the step in progress has no end and gives no row."""
+        for span in reversed(self._thread.spans):
+            self._leave(span)
+        self._thread.spans.clear()
+        self._end_step_range()
+
+    def note_forward(self, with_grad: bool) -> None:
+        """A root module was called: tells batches of an evaluation from those that are trained on."""
+        self._forwards_since_batch.add(with_grad)
 
     def guess_counts(self, samples: int | None, tokens: int | None) -> None:
         """Counts read off a batch; used until the training gives its own through `agprof.step`."""
+        if self._forwards_since_batch == {False}:
+            # The batch before went through forwards without gradients only: no backward will account for it.
+            self._guessed = [None, None]
+        self._forwards_since_batch.clear()
         if samples is not None:
             self._guessed[0] = (self._guessed[0] or 0) + samples
         if tokens is not None:
@@ -227,44 +295,77 @@ class Recorder:
 
     def resolve(self) -> None:
         """Write the rows whose losses have arrived. Runs on the flusher thread before each flush."""
-        if self.device is not None:
-            self.device.resolve()
-        waiting = self._waiting
-        while waiting:
-            table, row, column, losses = waiting[0]
-            if not all(loss.resolved() for loss in losses):
-                break
-            self.writer.append(table, (*row[:column], _mean(losses), *row[column + 1 :]))
-            del waiting[0]
+        if not self._resolving.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            device = self.device
+            if device is not None:
+                try:
+                    device.resolve()
+                except Exception as error:
+                    self._lose_device("resolve", error)
+                if device.is_capturing():
+                    return  # asking for a loss would break the capture too
+            self._write_waiting(all_of_them=False)
+        finally:
+            self._resolving.release()
 
     def resolve_all(self) -> None:
         """At the end: write every waiting row, with what is known of its loss."""
         self.resolve()
-        for table, row, column, losses in self._waiting:
-            known = [loss for loss in losses if loss.value is not None]
-            self.writer.append(table, (*row[:column], _mean(known), *row[column + 1 :]))
-        self._waiting.clear()
+        # The flusher may be at it; if it hangs there, the rows are lost and not the process.
+        if not self._resolving.acquire(timeout=1):
+            return
+        try:
+            self._write_waiting(all_of_them=True)
+        finally:
+            self._resolving.release()
+
+    def _write_waiting(self, all_of_them: bool) -> None:
+        waiting = self._waiting
+        while waiting:
+            table, row, column, losses = waiting[0]
+            resolved = [loss.resolved() for loss in losses]
+            if not all(resolved) and not all_of_them:
+                break
+            waiting.popleft()
+            self.writer.append(table, (*row[:column], _mean(losses), *row[column + 1 :]))
 
     # -- what the public calls of instruments.api reach ------------------------------------------------------------
 
+    # Nothing that the training passes in here may raise.
+
     def open_range(self, name: str) -> None:
-        self.open("range", name)
+        try:
+            self.open("range", str(name))
+        except Exception as error:
+            self.fault("api", "range", error)
 
     def close_range(self) -> None:
-        spans = self._thread.spans
-        for span in reversed(spans):
+        for span in reversed(self._thread.spans):
             if span.category == "range":
                 self.close(span)
                 return
 
     def add_counts(self, tokens: int | None, samples: int | None) -> None:
-        self._counts_given = True
-        for index, value in enumerate((samples, tokens)):
-            if value is not None:
-                self._micro_counts[index] = (self._micro_counts[index] or 0) + int(value)
+        try:
+            for index, value in enumerate((samples, tokens)):
+                if value is None:
+                    continue
+                count = int(value)
+                if not self._counts_given[index]:
+                    # The first one: what the step has so far was guessed.
+                    self._counts_given[index] = True
+                    self._counts[index] = None
+                self._micro_counts[index] = (self._micro_counts[index] or 0) + count
+        except Exception as error:
+            self.fault("api", "step", error)
 
     def user_mark(self, name: str) -> None:
-        self.writer.append("marks", (self.clock(), self.step, "user", str(name)))
+        try:
+            self.writer.append("marks", (self.clock(), self.step, "user", str(name)))
+        except Exception as error:
+            self.fault("api", "mark", error)
 
     # -- facts, marks, faults --------------------------------------------------------------------------------------
 
@@ -276,22 +377,29 @@ class Recorder:
         self.writer.append("marks", (self.clock(), self.step, "agprof", name))
 
     def fault(self, instrument: str, where: str, error: BaseException) -> None:
-        """Record a failure of an instrument; the third switches it off."""
+        """Record a failure of an instrument; the third switches it off and is the last that is written."""
         count = self._faults.get(instrument, 0) + 1
         self._faults[instrument] = count
-        self.writer.append(
-            "faults", (self.clock(), instrument, where, f"{type(error).__name__}: {error}"[:2000], count)
-        )
+        if count > MAX_FAULTS:
+            return
+        try:
+            text = f"{type(error).__name__}: {error}"[:2000]
+        except Exception:
+            text = type(error).__name__
+        self.writer.append("faults", (self.clock(), instrument, where, text, count))
         if count >= MAX_FAULTS:
             self._off.add(instrument)
 
-    def guard(self, instrument: str, function: Callable[P, R]) -> Callable[P, R | None]:
-        """`function`, but a failure becomes a fault and None, and a switched-off instrument does nothing."""
+    def guard(self, instrument: str, function: Callable[P, R], *, ends: bool = False) -> Callable[P, R | None]:
+        """`function`, but a failure becomes a fault and None, and a switched-off instrument does nothing.
+
+        With `ends` it ends what was begun, and runs also when the instrument was switched off in between.
+        """
         where = getattr(function, "__name__", str(function))
         off = self._off
 
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
-            if instrument in off or not self.enabled:
+            if not self.enabled or (instrument in off and not ends):
                 return None
             try:
                 return function(*args, **kwargs)

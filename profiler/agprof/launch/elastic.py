@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     _shorten_stop(api)
     try:
-        run.run(run.parse_args(argv))
+        run.run(run.parse_args(argv))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         _write_failures(error.failures)

@@ -8,7 +8,6 @@ One thread supervises, so that a slow display never delays the end of a broken j
 
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -17,23 +16,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from agprof.errors import LaunchError
 from agprof.launch import guard, processes, shm
+from agprof.launch.folder import write_json
+from agprof.launch.judge import Observed, SeenRank, judge
 from agprof.launch.plan import LaunchPlan
-from agprof.model.outcome import Outcome, RankFailure, Reason
+from agprof.model.outcome import Outcome
 from agprof.model.settings import ENV_RUN_DIR
 from agprof.store import layout
 
 TICK_S = 0.25
-LAST_LINES = 20
-_SCAN_S = 0.1
+_SCAN_S = 0.02
+"""Pause between looks for new ranks: a rank with a wrong argument lives for 50 ms."""
 _CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_DEEPSPEED_END = re.compile(r"\[launch\.py:\d+:\w+\] .* exits with return code = (-?\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +87,18 @@ def execute(
     if tick_problem is not None:
         notes.append(f"the live display stopped: {tick_problem}")
     removed = shm.remove_left_behind(buffers, master_port=plan.master_port)
-    outcome = _judge(
-        plan,
-        run_dir,
-        supervisor,
-        started_ns=started_ns,
-        sampler_code=sampler_code,
-        removed=removed,
-        notes=notes,
+    verdict = judge(supervisor.observed(), run_dir, launcher=plan.launcher)
+    outcome = Outcome(
+        exit_code=verdict.exit_code,
+        reason=verdict.reason,
+        started_realtime_ns=started_ns,
+        ended_realtime_ns=time.time_ns(),
+        failures=verdict.failures,
+        signal=verdict.signal,
+        launcher_exit_code=verdict.launcher_exit_code,
+        sampler_exit_code=sampler_code,
+        removed_shared_memory=removed,
+        notes=(*notes, *verdict.notes),
     )
     return _write_outcome(run_dir, outcome)
 
@@ -310,7 +314,7 @@ class _Supervisor(threading.Thread):
         """(monotonic time, order) still to come."""
         self._signals_obeyed = 0
         self._begin = time.monotonic()
-        self._last_scan = 0.0
+        self._next_scan = 0.0
         self._killed_at: float | None = None
         self.ranks: dict[int, _Rank] = {}
         self.notes: list[str] = []
@@ -336,6 +340,26 @@ class _Supervisor(threading.Thread):
         failed = [rank for rank in self.ranks.values() if rank.failed]
         return min(failed, key=lambda rank: (rank.ended_ns or 0, rank.number), default=None)
 
+    def observed(self) -> Observed:
+        """What was seen, once the thread has ended."""
+        return Observed(
+            ranks=tuple(
+                SeenRank(
+                    rank=rank.number,
+                    local_rank=rank.local_rank,
+                    pid=rank.pid,
+                    status=rank.status,
+                    ended_monotonic_ns=rank.ended_ns,
+                )
+                for rank in self.ranks.values()
+            ),
+            interrupted_by=self.interrupted_by,
+            interrupted_monotonic_ns=self.interrupted_ns,
+            guard_exit_code=self.guard_code,
+            launcher_status=self.launcher_end[0] if self.launcher_end else None,
+            launcher_ended_monotonic_ns=self.launcher_end[1] if self.launcher_end else None,
+        )
+
     def _run(self) -> None:
         while self._job.process.poll() is None:
             self._find_ranks()
@@ -350,10 +374,8 @@ class _Supervisor(threading.Thread):
     def _find_ranks(self) -> None:
         """Ranks are the outermost processes below the guard that have RANK in their environment."""
         now = time.monotonic()
-        pause = _SCAN_S if now - self._begin < 60 else 1.0
-        if len(self.ranks) >= self._expected or now - self._last_scan < pause:
+        if len(self.ranks) >= self._expected or now < self._next_scan:
             return
-        self._last_scan = now
         known = {rank.pid for rank in self.ranks.values()}
         for pid in processes.descendants(self._job.pid):
             if pid in known:
@@ -369,15 +391,18 @@ class _Supervisor(threading.Thread):
                 self.ranks[number] = _Rank(
                     number=number, local_rank=int(local) if local.isdigit() else None, pid=pid, pidfd=_pidfd(pid)
                 )
+        # On a machine with many processes a look takes longer: never more than a tenth of a core.
+        spent = time.monotonic() - now
+        self._next_scan = now + min(1.0, max(_SCAN_S if now - self._begin < 60 else TICK_S, 10 * spent))
 
     def _wait(self) -> None:
         watched = [rank.pidfd for rank in self.ranks.values() if rank.pidfd is not None]
-        timeout = TICK_S if len(self.ranks) >= self._expected else _SCAN_S
+        timeout = TICK_S if len(self.ranks) >= self._expected else max(0.0, self._next_scan - time.monotonic())
         # A launcher may wait for its rank at once, and the rank's status is lost then: be quick.
         poll = select.poll()
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        poll.poll(timeout * 1000)
+        poll.poll(min(timeout, TICK_S) * 1000)
         self._note_ended_ranks()
         self._keep_deadlines()
 
@@ -429,119 +454,10 @@ def _pidfd(pid: int) -> int | None:
         return None  # an old kernel: ranks are looked at four times a second instead
 
 
-# ------------------------------------------------------------------------------------------------------------ judging
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """A rank's end, from whoever saw it."""
-
-    rank: int
-    local_rank: int | None
-    pid: int | None
-    code: int | None
-    signal: str | None
-    monotonic_ns: int | None
-
-
-def _judge(
-    plan: LaunchPlan,
-    run_dir: Path,
-    seen: _Supervisor,
-    *,
-    started_ns: int,
-    sampler_code: int | None,
-    removed: tuple[str, ...],
-    notes: list[str],
-) -> Outcome:
-    launcher_code, launcher_signal, launcher_ns = None, None, None
-    if seen.launcher_end is not None:
-        launcher_code, launcher_signal = processes.shell_code(seen.launcher_end[0])
-        launcher_ns = seen.launcher_end[1]
-    ended = _failed_ranks(plan, run_dir, seen, launcher_code)
-    reason, code, signal_ = _verdict(seen, ended, launcher_code, launcher_signal, launcher_ns, notes)
-    return Outcome(
-        exit_code=code,
-        reason=reason,
-        started_realtime_ns=started_ns,
-        ended_realtime_ns=time.time_ns(),
-        failures=tuple(
-            _rank_failure(run_dir, end, first=position == 0 and reason in {"failed", "killed"} and code == end.code)
-            for position, end in enumerate(ended)
-        ),
-        signal=signal_,
-        launcher_exit_code=launcher_code,
-        sampler_exit_code=sampler_code,
-        removed_shared_memory=removed,
-        notes=tuple(notes),
-    )
-
-
-def _failed_ranks(plan: LaunchPlan, run_dir: Path, seen: _Supervisor, launcher_code: int | None) -> list[_Ended]:
-    """Ranks that did not end with 0, the first one first: our own eyes, then torchrun's, then DeepSpeed's log."""
-    told = {row["rank"]: row for row in _read_failures(run_dir)}
-    ended: list[_Ended] = []
-    for rank in seen.ranks.values():
-        row = told.get(rank.number, {})
-        if rank.status is not None:
-            code, name = processes.shell_code(rank.status)
-        elif row:
-            code, name = row.get("exitcode"), row.get("signal")
-        else:
-            # Nobody saw it: it is a failure only when the job as a whole was one.
-            code, name = (None, None) if launcher_code != 0 else (0, None)
-        if code != 0:
-            ended.append(_Ended(rank.number, rank.local_rank, rank.pid, code, name, rank.ended_ns))
-    for number, row in told.items():
-        if number not in seen.ranks:
-            ended.append(
-                _Ended(number, row.get("local_rank"), row.get("pid"), row.get("exitcode"), row.get("signal"), None)
-            )
-    # Ranks that died before they were found carry no time of ours, and died before any other.
-    ended.sort(key=lambda end: (end.monotonic_ns is not None, end.monotonic_ns or 0, end.rank))
-    if ended and ended[0].code is None and plan.launcher == "deepspeed":
-        code, name = _deepspeed_code(run_dir)
-        first = ended[0]
-        ended[0] = _Ended(first.rank, first.local_rank, first.pid, code, name, first.monotonic_ns)
-    return ended
-
-
-def _verdict(
-    seen: _Supervisor,
-    ended: list[_Ended],
-    launcher_code: int | None,
-    launcher_signal: str | None,
-    launcher_ns: int | None,
-    notes: list[str],
-) -> tuple[Reason, int, str | None]:
-    first = ended[0] if ended else None
-    if seen.interrupted_by is not None:
-        before = first is not None and first.monotonic_ns is not None and seen.interrupted_ns is not None
-        if not before or first.monotonic_ns > seen.interrupted_ns:  # type: ignore[union-attr,operator]
-            name = processes.signal_name(seen.interrupted_by)
-            return "interrupted", 128 + seen.interrupted_by, name
-    if launcher_signal is not None and (first is None or _is_after(first, launcher_ns)):
-        notes.append(f"the launcher was ended by {launcher_signal}, and its ranks with it")
-        return "killed", launcher_code or 1, launcher_signal
-    if first is not None:
-        code = first.code if first.code is not None else launcher_code
-        return ("killed" if first.signal else "failed"), code or 1, first.signal
-    if launcher_code == 0:
-        return "finished", 0, None
-    if launcher_code is None:
-        code = seen.guard_code if seen.guard_code is not None else 1
-        if code == guard.NOT_STARTED:
-            return "launch-failed", LaunchError.exit_code, None
-        notes.append("the process that guards the launcher was ended from outside")
-        return "killed", 128 + signal.SIGKILL, "SIGKILL"
-    if seen.ranks:
-        return "failed", launcher_code, None
-    deepspeed_code, name = _deepspeed_code_from(seen, launcher_code)
-    if deepspeed_code is not None:
-        return ("killed" if name else "failed"), deepspeed_code, name
-    notes.append(f"the launcher ended with {launcher_code} before any rank ran; see {layout.LAUNCHER_LOG}")
-    return "launch-failed", LaunchError.exit_code, None
-
-
-def _is_after(end: _Ended, launcher_ns: int | None) -> bool:
-    return launcher_ns is not None and end.monotonic_ns is not None and end.monotonic_ns > launcher_ns
+def _write_outcome(run_dir: Path, outcome: Outcome) -> Outcome:
+    try:
+        write_json(run_dir / layout.OUTCOME, outcome.to_dict())
+    except OSError as error:
+        # The job is over and its result is what counts; the caller still has it in hand.
+        return replace(outcome, notes=(*outcome.notes, f"{layout.OUTCOME} could not be written: {error.strerror}"))
+    return outcome

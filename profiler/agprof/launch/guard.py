@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: processes.set_parent_death_signal(signal.SIGKILL),
+            # This process has one thread, so that code between fork and exec is safe.
+            preexec_fn=lambda: processes.set_parent_death_signal(signal.SIGKILL),  # noqa: PLW1509
         )
     except OSError as error:
         print(f"agprof: the launcher could not be started: {error}", file=sys.stderr)
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     except OSError:
         pass  # agprof is gone
     grace_s = LEFTOVER_GRACE_S if status is not None else 0.0
-    processes.end_descendants(os.getpid(), grace_s=grace_s)
+    processes.end_descendants(os.getpid(), grace_s=grace_s, hurry=_told_to_kill)
     launcher.returncode = 0  # waited for above; keeps Popen from asking again
     return processes.shell_code(status)[0] if status is not None else 128 + signal.SIGKILL
 
@@ -82,6 +83,14 @@ def _supervise(launcher: int, wake: int, ordered_to_end: list[int]) -> int | Non
                 return None
             for order in orders:
                 _obey(chr(order), launcher)
+
+
+def _told_to_kill() -> bool:
+    control = sys.stdin.fileno()
+    if not select.select([control], [], [], 0)[0]:
+        return False
+    orders = os.read(control, 64)
+    return not orders or b"K" in orders
 
 
 def _obey(order: str, launcher: int) -> None:

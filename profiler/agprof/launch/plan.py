@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agprof.config.workload import Workload
@@ -60,6 +60,15 @@ class LaunchPlan:
     sampler_argv: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
 
+    def without_ds_ops(self) -> "LaunchPlan":
+        """The same plan for a machine on which DeepSpeed's own CPU ops can't be had."""
+        return replace(
+            self,
+            env={**self.env, ENV_NO_DS_OPS: "1"},
+            env_added={**self.env_added, ENV_NO_DS_OPS: "1"},
+            notes=(*self.notes, "DeepSpeed's own CPU ops are not used: no compiler and no prebuilt ops"),
+        )
+
     def rank_environment(self, rank: int) -> dict[str, str]:
         """What the launcher itself adds for one rank."""
         return {
@@ -82,7 +91,6 @@ def plan_launch(
     master_port: int,
     cwd: Path | None = None,
     extensions_dir: Path | None = None,
-    no_ds_ops: bool = False,
 ) -> LaunchPlan:
     """Plan the launch of `workload` on this node.
 
@@ -97,9 +105,6 @@ def plan_launch(
         env.update(_instruments(workload, env))
     if extensions_dir is not None:
         env.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir))
-    if no_ds_ops:
-        env[ENV_NO_DS_OPS] = "1"
-        notes.append("no compiler and no prebuilt ops: DeepSpeed's own CPU ops are not used")
     if workload.launch.bind_cores:
         notes.append("bind_cores: the deepspeed launcher sets OMP_NUM_THREADS to the cores it binds each rank to")
     return LaunchPlan(
@@ -144,11 +149,11 @@ def _environment(
         env["OMP_NUM_THREADS"] = str(max(1, cores // workload.launch.ranks_per_node))
     if cores < workload.launch.ranks_per_node:
         notes.append(f"{workload.launch.ranks_per_node} ranks share {cores} cores: they will take turns")
-    # ninja lies beside the interpreter when the environment it belongs to was not activated.
+    # As activating the interpreter's environment would. It also decides which ninja is found: two versions of ninja
+    # don't trust each other's logs, and each rebuilds every op that the other built.
     folder = str(Path(python).parent)
-    path = [entry for entry in env.get("PATH", "").split(":") if entry]
-    if folder not in path:
-        env["PATH"] = ":".join([*path, folder])
+    path = [entry for entry in env.get("PATH", "").split(":") if entry and entry != folder]
+    env["PATH"] = ":".join([folder, *path])
     return env
 
 
@@ -205,8 +210,7 @@ def _argv(workload: Workload, base_dir: Path, python: str, master_port: int) -> 
 def _ambiguous_for_deepspeed(program: list[str]) -> bool:
     words = [word.partition("=")[0] for word in program if word.startswith("--")]
     return any(
-        word not in _DEEPSPEED_INNER_OPTIONS
-        and sum(option.startswith(word) for option in _DEEPSPEED_INNER_OPTIONS) > 1
+        word not in _DEEPSPEED_INNER_OPTIONS and sum(option.startswith(word) for option in _DEEPSPEED_INNER_OPTIONS) > 1
         for word in words
     )
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -15,7 +15,7 @@ _PROC = Path("/proc")
 
 def _prctl(option: int, argument: object) -> bool:
     try:
-        return ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0
+        return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
     except (OSError, AttributeError):
         return False
 
@@ -93,10 +93,9 @@ def descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid in pids():
         fields = stat_fields(pid)
-        if fields is not None:
-            # A zombie has no children: they were given to a reaper when it ended.
-            if fields[0] not in "ZX":
-                children.setdefault(int(fields[1]), []).append(pid)
+        # A zombie has no children: they were given to a reaper when it ended.
+        if fields is not None and fields[0] not in "ZX":
+            children.setdefault(int(fields[1]), []).append(pid)
     found: list[int] = []
     queue = [root]
     while queue:
@@ -128,10 +127,18 @@ def reap(keep: Iterable[int] = ()) -> None:
                 pass
 
 
-def end_descendants(root: int, *, keep: Iterable[int] = (), grace_s: float = 0.0, limit_s: float = 5.0) -> list[int]:
+def end_descendants(
+    root: int,
+    *,
+    keep: Iterable[int] = (),
+    grace_s: float = 0.0,
+    limit_s: float = 5.0,
+    hurry: Callable[[], bool] = lambda: False,
+) -> list[int]:
     """End every process below `root`: SIGTERM, `grace_s` later SIGKILL. Returns those alive after `limit_s`.
 
-    `keep` and what is below them are left alone. Repeats, because a process may fork while it is being killed.
+    `keep` and what is below them are left alone. `hurry` is asked now and then: true ends the grace. Repeats, because
+    a process may fork while it is being killed.
     """
     begin = time.monotonic()
     told: set[int] = set()
@@ -141,6 +148,8 @@ def end_descendants(root: int, *, keep: Iterable[int] = (), grace_s: float = 0.0
         waited = time.monotonic() - begin
         if not alive or waited > grace_s + limit_s:
             return alive
+        if waited < grace_s and hurry():
+            grace_s = 0.0
         if waited < grace_s:
             send([pid for pid in alive if pid not in told], signal.SIGTERM)
             told.update(alive)

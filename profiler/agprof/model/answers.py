@@ -21,7 +21,7 @@ class Figure:
 
     value: float | None
     unit: str
-    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio."""
+    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio, cores, W, °C, Hz."""
     source: Source
     n: int
     """Observations behind it."""
@@ -117,7 +117,8 @@ class StepRow:
     start_ns: int
     """Since the run's first step began (host clock)."""
     duration_ns: int
-    kind: Literal["warm-up", "steady", "profiled"]
+    kind: Literal["warm-up", "steady", "profiled", "incomplete"]
+    """Only steady steps count in statistics; incomplete: other ranks have no such step (one died, or is missing)."""
     loss: float | None
     parts_ns: dict[str, int]
 
@@ -150,6 +151,8 @@ class TimeAnswer:
     steps: tuple[StepRow, ...]
     timeline_steps: tuple[int, int] | None
     timeline: tuple[TimelineSpan, ...]
+    timeline_note: str = ""
+    """What the time line leaves out: `shows the first 8 of 64 ranks`; empty when nothing."""
     ranges: tuple["RangeRow", ...]
 
 

@@ -17,7 +17,7 @@ MAGIC = b"AGPROF\x00"
 STREAM_VERSION = 1
 PREAMBLE = MAGIC + bytes([STREAM_VERSION])
 FRAME = struct.Struct("<II")
-MAX_FRAME_BYTES = 64 * 2**20
+MAX_FRAME_BYTES = 16 * 2**20
 END = "end"
 
 MANIFEST = "run.json"

@@ -1,19 +1,23 @@
 """Reads a run folder into tables (polars data frames with the columns of `model.tables`)."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from agprof.errors import StoreError
-from agprof.model.tables import SCHEMA_VERSION, TABLES, Scope, Table, Type
+from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Scope, Table, Type
 from agprof.store import layout
 from agprof.store.frames import Rows, StreamFollower, unread_bytes
 
 _DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
+_ROWS_PER_PART = 65_536
+"""Rows kept as Python lists at a time; a data frame needs a tenth of their memory."""
+_STREAM_NAME = re.compile(r"(?:rank|node)-(\d+)\.(\d+)" + re.escape(layout.SUFFIX))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,28 +66,25 @@ def read_run(path: Path) -> Run:
         raise StoreError(f"{path} is not a run folder: no such directory")
     problems: list[str] = []
     manifest = _read_json(path / layout.MANIFEST, problems)
-    files = sorted((path / layout.RANKS).glob(f"*{layout.SUFFIX}")) + sorted(
-        (path / layout.NODES).glob(f"*{layout.SUFFIX}")
-    )
-    if not manifest and not files:
+    files = _stream_files(path / layout.RANKS, problems) + _stream_files(path / layout.NODES, problems)
+    if manifest is None and not problems and not files:
         raise StoreError(f"{path} is not a run folder: it has neither {layout.MANIFEST} nor streams in {layout.RANKS}/")
-    version = manifest.get("schema_version", SCHEMA_VERSION)
-    if version > SCHEMA_VERSION:
-        raise StoreError(f"{path} has schema version {version}; this agprof reads up to {SCHEMA_VERSION}")
-    if not manifest:
-        problems.append(f"{layout.MANIFEST} is missing: the workload and the command are not known")
+    if manifest is None and not (path / layout.MANIFEST).exists():
+        problems.insert(0, f"{layout.MANIFEST} is missing: the workload and the command are not known")
+    manifest = manifest or {}
+    if (fault := _version_fault(manifest)) is not None:
+        raise StoreError(f"{path} {fault}")
     streams: list[Stream] = []
     parts: dict[str, list[pl.DataFrame]] = {table.name: [] for table in TABLES}
     for file in files:
         _read_stream(file, streams, parts, problems)
-    outcome = _read_json(path / layout.OUTCOME, problems) or None
-    tables = {table.name: _concatenate(table, parts[table.name]) for table in TABLES}
+    outcome = _read_json(path / layout.OUTCOME, problems)
     return Run(
         path=path,
         manifest=manifest,
         outcome=outcome,
         streams=tuple(streams),
-        tables=tables,
+        tables={table.name: _concatenate(table, parts[table.name]) for table in TABLES},
         problems=tuple(problems),
     )
 
@@ -92,64 +93,153 @@ def _concatenate(table: Table, frames: list[pl.DataFrame]) -> pl.DataFrame:
     return pl.concat(frames) if frames else pl.DataFrame(schema=schema(table))
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+def _version_fault(values: Mapping[str, Any]) -> str | None:
+    version = values.get("schema_version", SCHEMA_VERSION)
+    if isinstance(version, int) and 1 <= version <= SCHEMA_VERSION:
+        return None
+    return f"has schema version {version!r:.40}; this agprof reads up to {SCHEMA_VERSION}: use a newer agprof"
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} can't be read: {error}")
-        return {}
+        return None
     if not isinstance(value, dict):
         problems.append(f"{path.name} is not a JSON object")
-        return {}
+        return None
     return value
+
+
+def _stream_files(folder: Path, problems: list[str]) -> list[Path]:
+    """The streams of a folder by number and attempt. Pipes, devices and foreign names become problems."""
+    found: list[tuple[int, int, Path]] = []
+    for file in sorted(folder.glob(f"*{layout.SUFFIX}")):
+        match = _STREAM_NAME.fullmatch(file.name)
+        if match is None or not file.is_file():
+            problems.append(f"{folder.name}/{file.name} is not a stream of this run; left out")
+        else:
+            found.append((int(match[1]), int(match[2]), file))
+    return [file for _, _, file in sorted(found)]
+
+
+@dataclass(slots=True)
+class _Collector:
+    """Rows of one table of one stream on their way into data frames."""
+
+    table: Table
+    number: int
+    frames: list[pl.DataFrame]
+    rows: Rows = field(default_factory=list)
+    foreign_rows: int = 0
+    foreign_values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, batch: Rows) -> None:
+        self.rows.extend(batch)
+        if len(self.rows) >= _ROWS_PER_PART:
+            self.convert()
+
+    def convert(self) -> None:
+        width = len(self.table.columns)
+        good = [row for row in self.rows if len(row) == width]
+        self.foreign_rows += len(self.rows) - len(good)
+        self.rows = []
+        if not good:
+            return
+        columns = [
+            self._series(column, list(values))
+            for column, values in zip(self.table.columns, zip(*good, strict=True), strict=True)
+        ]
+        number = pl.repeat(self.number, len(good), dtype=pl.Int64, eager=True).alias(self.table.scope)
+        self.frames.append(pl.DataFrame([number, *columns]))
+
+    def _series(self, column: Column, values: list[Any]) -> pl.Series:
+        dtype = _DTYPES[column.type]
+        try:
+            return pl.Series(column.name, values, dtype=dtype, strict=True)
+        except (TypeError, OverflowError, pl.exceptions.PolarsError):
+            # polars' own lenient mode would cut 2.5 to 2 and read "1" as 1: a value of another type is no value.
+            kept = [_of_type(value, column.type) for value in values]
+            foreign = sum(before is not None and after is None for before, after in zip(values, kept, strict=True))
+            if foreign:
+                self.foreign_values[column.name] = self.foreign_values.get(column.name, 0) + foreign
+            return pl.Series(column.name, kept, dtype=dtype, strict=True)
+
+    def problems(self, label: str) -> list[str]:
+        found = []
+        if self.foreign_rows:
+            found.append(f"{label}: {self.foreign_rows} rows of table {self.table.name} have a foreign shape; left out")
+        found += [
+            f"{label}: {count} values of {self.table.name}.{name} are of a foreign type; read as missing"
+            for name, count in self.foreign_values.items()
+        ]
+        return found
+
+
+def _of_type(value: Any, type_: Type) -> int | float | str | bool | None:
+    """The value when it is one of the column's type without loss, else None."""
+    if type_ == "str":
+        return value if isinstance(value, str) else None
+    if type_ == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if type_ == "float":
+        return float(value)
+    if isinstance(value, float) and not value.is_integer():
+        return None
+    number = int(value)
+    return number if -(2**63) <= number < 2**63 else None
 
 
 def _read_stream(file: Path, streams: list[Stream], parts: dict[str, list[pl.DataFrame]], problems: list[str]) -> None:
     scope: Scope = "rank" if file.parent.name == layout.RANKS else "node"
+    label = f"{scope}s/{file.name}"
     follower = StreamFollower(file)
-    rows: dict[str, Rows] = {}
     try:
+        header = follower.read_header()
+        if header is None:
+            problems.append(
+                f"{label} has no readable header: {follower.damage or 'its writer died as it began'}; left out"
+            )
+            return
+        number = header.get(scope)
+        fault = _version_fault(header)
+        if fault is None and (not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**31):
+            fault = f"does not say which {scope} it is of"
+        if fault is not None or not isinstance(number, int):
+            problems.append(f"{label} {fault}; left out")
+            return
+        collectors = {t.name: _Collector(t, number, parts[t.name]) for t in TABLES if t.scope == scope}
+        unknown: dict[str, int] = {}
         for name, batch in follower.poll():
-            rows.setdefault(name, []).extend(batch)
+            if name in collectors:
+                collectors[name].add(batch)
+            else:
+                unknown[name] = unknown.get(name, 0) + len(batch)
     except StoreError as error:
         problems.append(str(error))
         return
-    label = f"{scope}s/{file.name}"
+    for collector in collectors.values():
+        collector.convert()
+        problems.extend(collector.problems(label))
+    for name, count in unknown.items():
+        kind = f"table {name} of a {BY_NAME[name].scope}" if name in BY_NAME else f"unknown table {name!r:.60}"
+        problems.append(f"{label}: {count} rows of {kind}; left out")
     if follower.damage is not None:
-        problems.append(f"{label}: {follower.damage}; {unread_bytes(follower)} bytes behind it are not used")
-    if follower.header is None:
-        problems.append(f"{label} has no header: its writer died as it began")
-        return
-    number = int(follower.header.get(scope, -1))
-    for table in TABLES:
-        if table.scope == scope and rows.get(table.name):
-            parts[table.name].append(_frame(table, number, rows[table.name], problems, label))
-    stem = file.name.removesuffix(layout.SUFFIX)
+        problems.append(f"{label}: {follower.damage}; {unread_bytes(follower)} bytes from there on are not used")
     streams.append(
         Stream(
             path=file,
             scope=scope,
             number=number,
-            attempt=int(stem.rpartition(".")[2]),
-            header=follower.header,
+            attempt=int(file.name.removesuffix(layout.SUFFIX).rpartition(".")[2]),
+            header=header,
             ended=follower.ended,
             damage=follower.damage,
             unread_bytes=unread_bytes(follower),
         )
     )
-
-
-def _frame(table: Table, number: int, rows: Rows, problems: list[str], label: str) -> pl.DataFrame:
-    width = len(table.columns)
-    good = [row for row in rows if len(row) == width]
-    if len(good) != len(rows):
-        problems.append(f"{label}: {len(rows) - len(good)} rows of table {table.name} have a foreign shape; left out")
-    columns = list(zip(*good, strict=True)) if good else [()] * width
-    data = {
-        column.name: pl.Series(column.name, values, dtype=_DTYPES[column.type], strict=False)
-        for column, values in zip(table.columns, columns, strict=True)
-    }
-    frame = pl.DataFrame(data, schema={column.name: _DTYPES[column.type] for column in table.columns})
-    return frame.select(pl.lit(number, dtype=pl.Int64).alias(table.scope), *frame.columns)

@@ -8,8 +8,8 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from agprof_workloads.anomalygpt.sizes import GRID_SIDE, PATCH_SIDE, TEXT_CONTEXT, Size
 
@@ -64,24 +64,41 @@ class RepeatFrames(nn.Module):
         return image.unsqueeze(2).repeat(1, 1, FRAMES, 1, 1)
 
 
+class Patches(nn.Module):
+    """B x 3 x 224 x 224 -> B x 256 x width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        kernel = (FRAMES, PATCH_SIDE, PATCH_SIDE)
+        self.proj = nn.Sequential(RepeatFrames(), nn.Conv3d(3, width, kernel_size=kernel, stride=kernel, bias=False))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(image)).flatten(2).transpose(1, 2)
+
+
+class Positions(nn.Module):
+    """Adds what each place in the sequence has learned."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.randn(1, 1 + GRID_SIDE**2, width) * 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.pos_embed
+
+
 class VisionStem(nn.Module):
     """Image -> 257 tokens: one class token and a 16x16 grid of patches."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        kernel = (FRAMES, PATCH_SIDE, PATCH_SIDE)
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * width**-0.5)
-        self.rgbt_stem = nn.Module()
-        self.rgbt_stem.proj = nn.Sequential(
-            RepeatFrames(), nn.Conv3d(3, width, kernel_size=kernel, stride=kernel, bias=False)
-        )
-        self.pos_embedding_helper = nn.Module()
-        self.pos_embedding_helper.pos_embed = nn.Parameter(torch.randn(1, 1 + GRID_SIDE**2, width) * 0.02)
+        self.rgbt_stem = Patches(width)
+        self.pos_embedding_helper = Positions(width)
 
     def forward(self, image: Tensor) -> Tensor:
-        patches = self.rgbt_stem.proj(image).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(image), -1, -1), patches], dim=1)
-        return (tokens + self.pos_embedding_helper.pos_embed).transpose(0, 1)
+        tokens = torch.cat([self.cls_token.expand(len(image), -1, -1), self.rgbt_stem(image)], dim=1)
+        return cast(Tensor, self.pos_embedding_helper(tokens)).transpose(0, 1)
 
 
 class TextStem(nn.Module):
@@ -100,12 +117,33 @@ class TextStem(nn.Module):
         return cast(Tensor, self.token_embedding(ids) + self.pos_embed).transpose(0, 1)
 
 
+class TextHead(nn.Module):
+    """The end marker's token -> the shared space."""
+
+    def __init__(self, width: int, shared_width: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, shared_width, bias=False))
+
+    def forward(self, end: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(end))
+
+
 class LogitScale(nn.Module):
-    """A learnable temperature, kept as its logarithm and capped."""
+    """A learnable temperature, kept as its logarithm and capped.
+
+    The checkpoint has it without a dimension. Here it has one, as DeepSpeed 0.19 cannot broadcast a parameter without.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_logit_scale = nn.Parameter(torch.ones([]) * math.log(1 / 0.07))
+        self.log_logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
+        self.register_load_state_dict_pre_hook(self.with_dimension)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def with_dimension(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_rest: object) -> None:
+        key = f"{prefix}log_logit_scale"
+        if key in state:
+            state[key] = state[key].reshape(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.log_logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
@@ -126,10 +164,6 @@ class ImageBind(nn.Module):
                 "text": Trunk(size.text_width, size.text_blocks, size.text_heads, pre_norm=False),
             }
         )
-        text_head = nn.Module()
-        text_head.proj = nn.Sequential(
-            nn.LayerNorm(size.text_width, eps=NORM_EPS), nn.Linear(size.text_width, size.shared_width, bias=False)
-        )
         self.modality_heads = nn.ModuleDict(
             {
                 # the checkpoint counts "take the class token" as layer 1, so the linear layer is number 2
@@ -138,7 +172,7 @@ class ImageBind(nn.Module):
                     nn.Identity(),
                     nn.Linear(size.vision_width, size.shared_width, bias=False),
                 ),
-                "text": text_head,
+                "text": TextHead(size.text_width, size.shared_width),
             }
         )
         self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
@@ -146,7 +180,7 @@ class ImageBind(nn.Module):
     def vision(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """B x 3 x 224 x 224 -> unit embeddings B x shared, and four taps of 257 x B x width."""
         tokens, tapped = self.modality_trunks["vision"](self.modality_preprocessors["vision"](image), None, self.taps)
-        return F.normalize(self.modality_heads["vision"](tokens[0]), dim=-1), tapped
+        return normalize(self.modality_heads["vision"](tokens[0]), dim=-1), tapped
 
     def text(self, ids: Tensor) -> Tensor:
         """N x 77 token ids -> N x shared embeddings, of the length that the learned temperature gives."""
@@ -154,5 +188,5 @@ class ImageBind(nn.Module):
         tokens, _ = self.modality_trunks["text"](stem(ids), stem.mask, ())
         # the end marker has the highest id, and its token has seen the whole sentence
         ends = tokens[ids.argmax(dim=-1), torch.arange(ids.shape[0], device=ids.device)]
-        head = cast(nn.Sequential, self.modality_heads["text"].proj)
-        return cast(Tensor, self.modality_postprocessors["text"](F.normalize(head(ends), dim=-1)))
+        unit = normalize(self.modality_heads["text"](ends), dim=-1)
+        return cast(Tensor, self.modality_postprocessors["text"](unit))

@@ -1,7 +1,8 @@
 """Python imports this at start-up because its folder is first on PYTHONPATH.
 
-It runs in every Python process below `agprof run`: in launchers and helpers it does nothing. It never prints (children
-of some libraries are parsed from their stdout) and never fails the interpreter's start.
+It runs in every Python process below `agprof run`: in launchers and helpers it does nothing. It never writes to stdout
+(children of some libraries are parsed from it) and never fails the interpreter's start. It imports nothing but what
+the interpreter has imported already, since every process of a job waits for it.
 """
 
 import os
@@ -9,24 +10,17 @@ import sys
 
 
 def _chain() -> None:
-    """Run the sitecustomize that this one hides, as Python would have."""
-    import importlib.machinery
-    import importlib.util
-
+    """Import the sitecustomize that this one hides, as Python would have; its errors are its own."""
     here = os.path.dirname(os.path.abspath(__file__))
-    rest = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", rest)
-    if spec is None or spec.loader is None:
-        return
-    module = importlib.util.module_from_spec(spec)
-    ours = sys.modules.get("sitecustomize")
-    sys.modules["sitecustomize"] = module
+    # For good: nothing in this process has to find this folder again, and its children have PYTHONPATH.
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]
+    ours = sys.modules.pop("sitecustomize")
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        if ours is not None:
-            sys.modules["sitecustomize"] = ours
-        raise
+        import sitecustomize  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "sitecustomize":
+            raise
+        sys.modules["sitecustomize"] = ours
 
 
 def _arm() -> None:
@@ -48,6 +42,10 @@ def _arm() -> None:
 try:
     _arm()
 except Exception as error:
-    # There is no recorder to tell yet; the launcher reports a rank without a stream and points to this variable.
+    # There is no recorder to tell; the line ends in the rank's log.
     os.environ["AGPROF_BOOTSTRAP_ERROR"] = f"{type(error).__name__}: {error}"
+    try:
+        sys.stderr.write(f"agprof: this rank is not profiled: {type(error).__name__}: {error}\n")
+    except Exception:
+        pass
 _chain()

@@ -1,0 +1,39 @@
+"""Opportunities and faults, ordered by estimated saving. A finder returns nothing when its evidence is missing."""
+
+from collections.abc import Callable
+
+from agprof.analysis import findings_comm as comm
+from agprof.analysis import findings_resources as resources
+from agprof.analysis import findings_time as time
+from agprof.analysis.evidence import Evidence
+from agprof.model.answers import Finding
+
+Finder = Callable[[Evidence], Finding | None]
+
+FINDERS: tuple[Finder, ...] = (
+    resources.rank_ended,
+    comm.small_messages,
+    comm.exposed_communication,
+    time.straggler,
+    time.data_wait,
+    time.other_large,
+    time.bimodal_steps,
+    time.unstable_steps,
+    time.long_warmup,
+    resources.optimizer_offload,
+    resources.oversubscribed_threads,
+    resources.memory_growth,
+)
+_FIRST = ("rank-ended",)
+
+
+def find_all(evidence: Evidence) -> tuple[Finding, ...]:
+    """What was found: a rank that died first, then by saving, then what is not about time."""
+    found = [finding for finder in FINDERS if (finding := finder(evidence)) is not None]
+    return tuple(sorted(found, key=_order))
+
+
+def _order(finding: Finding) -> tuple[bool, bool, float]:
+    figure = finding.saving_ns_per_step
+    value = figure.value if figure is not None else None
+    return finding.key not in _FIRST, value is None, -(value or 0.0)

@@ -1,0 +1,191 @@
+"""Findings on time: data, stragglers, uneven steps, host work, warm-up."""
+
+from statistics import mean, median, quantiles
+
+import polars as pl
+
+from agprof.analysis.evidence import Evidence, saving
+from agprof.analysis.statistics import two_modes
+from agprof.analysis.time import PHASE_WORDS, describe_ranges, range_rows
+from agprof.analysis.view import mean_parts
+from agprof.model.answers import Finding
+from agprof.model.format import format_value, percent
+from agprof.model.tables import PHASES
+
+_ENOUGH = 8
+"""Steady steps below which the shape of their distribution is not judged."""
+
+
+def data_wait(evidence: Evidence) -> Finding | None:
+    """The ranks wait for their input."""
+    share, waiting = evidence.share("data"), evidence.parts["data"]
+    if share < 0.05:
+        return None
+    return Finding(
+        key="data-wait",
+        title=f"{percent(share)} of the step waits for data",
+        evidence=(
+            f"The ranks stand {format_value(waiting, 'ns')} of {format_value(evidence.mean_ns, 'ns')} a step in the "
+            f"data loader{_workers(evidence)}."
+        ),
+        section="time",
+        saving_ns_per_step=saving(
+            waiting,
+            evidence.time.step_time.n,
+            "all of `data`: loading can hide behind compute",
+            measured=True,
+        ),
+        confidence="measured",
+        change="Raise num_workers of the DataLoader, with persistent_workers=True and pin_memory=True on a GPU.",
+        check="the phase `data` falls below 1 % of the step.",
+    )
+
+
+def _workers(evidence: Evidence) -> str:
+    samples = evidence.view.tables["process_samples"]
+    if not samples.height:
+        return ""
+    workers = samples.filter(pl.col("role") == "worker")["processes"].max()
+    if not isinstance(workers, int) or not workers:
+        return "; no worker process was seen beside them"
+    return f"; up to {workers} child processes a rank were seen"
+
+
+def straggler(evidence: Evidence) -> Finding | None:
+    """One rank is slower in its own work and the others wait for it in collectives."""
+    found = evidence.straggler
+    if found is None:
+        return None
+    return Finding(
+        key="straggler",
+        title=f"Rank {found.rank} holds the others up",
+        evidence=(
+            f"Its own work takes {format_value(found.own_ns, 'ns')} a step, {format_value(found.others_ns, 'ns')} "
+            f"on the others, most of the difference in {found.phase}; they stand "
+            f"{format_value(found.waiting_ns, 'ns')} longer in collectives meanwhile."
+        ),
+        section="ranks",
+        saving_ns_per_step=saving(
+            found.lost_ns,
+            evidence.time.step_time.n,
+            "difference of own work, at most what others wait",
+            measured=True,
+        ),
+        confidence="measured",
+        change=(
+            "Give every rank the same work (batch, sequence lengths) and the same machine: look at this rank's CPU, "
+            "clocks and neighbours in the section on GPU and host."
+        ),
+        check="all ranks show the same time in the phases, and communication falls on the others.",
+    )
+
+
+def other_large(evidence: Evidence) -> Finding | None:
+    """Over a fifth of the step lies in no phase."""
+    share = evidence.share("other")
+    if share <= 0.2:
+        return None
+    ranges = range_rows(evidence.view, outside_phases=True)
+    named = f" Your ranges in it: {describe_ranges(ranges)}." if ranges else " No range of yours names it."
+    return Finding(
+        key="other-large",
+        title=f"{percent(share)} of the step is host work outside all phases",
+        evidence=f"{format_value(evidence.parts['other'], 'ns')} a step lie outside data, forward, backward, "
+        f"communication and the optimizer.{named}",
+        section="time",
+        saving_ns_per_step=saving(
+            evidence.parts["other"], evidence.time.step_time.n, "at most: all of what no phase covers", measured=True
+        ),
+        confidence="rule of thumb",
+        change="Put `with agprof.range(name):` around logging, metrics and checkpoints, then do them less often.",
+        check="the part `other` shrinks, or your ranges say what it is.",
+    )
+
+
+def bimodal_steps(evidence: Evidence) -> Finding | None:
+    """Steps come in two kinds."""
+    modes = two_modes(evidence.view.steady_durations)
+    if modes is None:
+        return None
+    fast, slow, share = modes
+    middle = (fast + slow) / 2
+    phase, difference = _where_modes_differ(evidence, middle)
+    return Finding(
+        key="bimodal-steps",
+        title=f"Steps come in two kinds: {format_value(fast, 'ns')} and {format_value(slow, 'ns')}",
+        evidence=(
+            f"{percent(share)} of {evidence.time.steady_steps} steady steps are of the slow kind; they differ by "
+            f"{format_value(difference, 'ns')} in {PHASE_WORDS[phase]}."
+        ),
+        section="time",
+        saving_ns_per_step=saving(
+            share * (slow - fast), evidence.time.step_time.n, "share of slow steps x the difference of the two medians"
+        ),
+        confidence="measured",
+        change=(
+            "Find what the loop does only in some steps (a branch, longer input, an evaluation) and put "
+            "`agprof.range` around it; balance it over steps, or make it rarer."
+        ),
+        check="the chart of steps shows one band.",
+    )
+
+
+def _where_modes_differ(evidence: Evidence, middle: float) -> tuple[str, float]:
+    slow = evidence.view.slowest.filter((pl.col("kind") == "steady") & (pl.col("duration_ns") > middle)).select("step")
+    rows = evidence.view.steady
+    of_slow = mean_parts(rows.join(slow, on="step", how="semi"))
+    of_fast = mean_parts(rows.join(slow, on="step", how="anti"))
+    phase = max(PHASES, key=lambda name: of_slow[name] - of_fast[name])
+    return phase, of_slow[phase] - of_fast[phase]
+
+
+def unstable_steps(evidence: Evidence) -> Finding | None:
+    """Step times spread widely, without two clear modes."""
+    durations = evidence.view.steady_durations
+    if len(durations) < _ENOUGH or two_modes(durations) is not None:
+        return None
+    lower, middle, upper = quantiles(durations, n=4, method="inclusive")
+    if not middle or (upper - lower) / middle < 0.15:
+        return None
+    return Finding(
+        key="unstable-steps",
+        title=f"Step times spread by {percent((upper - lower) / middle)}",
+        evidence=(
+            f"Half of the {len(durations)} steady steps lie between {format_value(lower, 'ns')} and "
+            f"{format_value(upper, 'ns')}; the slowest takes {format_value(max(durations), 'ns')}."
+        ),
+        section="time",
+        saving_ns_per_step=saving(
+            mean(durations) - lower, len(durations), "if every step were as fast as the fastest quarter is at most"
+        ),
+        confidence="rule of thumb",
+        change="Look in the chart of steps for what slow steps share: other programs on the host, garbage collection, "
+        "varying lengths of the input.",
+        check="the interval of the median gets narrower.",
+    )
+
+
+def long_warmup(evidence: Evidence) -> Finding | None:
+    """Warm-up steps took more than a fifth of the time of all steps, beyond what they would take when steady."""
+    warm = evidence.view.slowest.filter(pl.col("kind") == "warm-up")["duration_ns"].to_list()
+    steady = evidence.view.steady_durations
+    if not warm or not steady:
+        return None
+    extra = sum(warm) - len(warm) * median(steady)
+    total = int(evidence.view.slowest["duration_ns"].sum())
+    if extra < 0.2 * total or extra < 10e9:
+        return None
+    return Finding(
+        key="long-warmup",
+        title=f"Warm-up costs {format_value(extra, 'ns')}",
+        evidence=(
+            f"The first {len(warm)} step(s) take {format_value(sum(warm), 'ns')}, "
+            f"{percent(extra / total)} of all steps' time more than steady ones would."
+        ),
+        section="time",
+        saving_ns_per_step=None,
+        confidence="measured",
+        change="Compile before the loop and keep the caches (torch.compile, DeepSpeed ops, autotuning); for a "
+        "comparison run more steps.",
+        check="the first steps come down in the chart of steps.",
+    )

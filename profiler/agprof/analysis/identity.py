@@ -1,0 +1,168 @@
+"""What ran, where and how it ended; and its configuration as the report lists it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from agprof.analysis.ranks import failures_of, how_it_ended, rank_streams, where_it_ended
+from agprof.analysis.view import View
+from agprof.model.answers import Identity
+
+Status = Literal["finished", "failed", "killed", "interrupted", "running", "unknown"]
+
+_STATUS: dict[str, Status] = {
+    "finished": "finished",
+    "failed": "failed",
+    "killed": "killed",
+    "interrupted": "interrupted",
+    "launch-failed": "failed",
+}
+_FRAMEWORKS = {"deepspeed": "DeepSpeed", "ddp": "DDP", "fsdp": "FSDP", "plain": "plain PyTorch"}
+_LONGEST = 2000
+
+
+def identify(view: View) -> Identity:
+    """The identity of a run."""
+    manifest = view.run.manifest
+    outcome = view.run.outcome or {}
+    workload = _mapping(manifest.get("workload"))
+    started = outcome.get("started_realtime_ns") or manifest.get("created_realtime_ns") or _first_realtime(view)
+    ended = outcome.get("ended_realtime_ns")
+    status, sentence = _status(view)
+    return Identity(
+        name=str(manifest.get("name") or workload.get("name") or view.run.path.name),
+        run_id=view.run.path.name,
+        description=str(workload.get("description") or ""),
+        started_realtime_ns=started if isinstance(started, int) else None,
+        duration_ns=_duration(started, ended) or _seen_duration(view),
+        world_size=world_size(view),
+        nodes=_nodes(view),
+        framework=_framework(view),
+        device=_text(view.fact("device.name")),
+        dtype=_text(view.fact("model.dtype")),
+        status=status,
+        status_sentence=sentence,
+    )
+
+
+def world_size(view: View) -> int | None:
+    """Ranks that the job was to have: the manifest's word, else the ranks' own."""
+    ranks = view.run.manifest.get("ranks")
+    if isinstance(ranks, int):
+        return ranks
+    told = [stream.header.get("world_size") for stream in rank_streams(view).values()]
+    sizes = [size for size in told if isinstance(size, int)]
+    return max(sizes) if sizes else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _nodes(view: View) -> int | None:
+    nodes = view.run.manifest.get("nodes")
+    return nodes if isinstance(nodes, int) else len(set(view.node_of.values())) or None
+
+
+def _framework(view: View) -> str | None:
+    name = view.fact("framework")
+    if name is None:
+        return None
+    words = _FRAMEWORKS.get(str(name), str(name))
+    stage = view.fact("deepspeed.zero_stage")
+    return f"{words} ZeRO-{stage}" if name == "deepspeed" and isinstance(stage, int) and stage else words
+
+
+def _first_realtime(view: View) -> int | None:
+    times = [_mapping(stream.header.get("clock")).get("realtime_ns") for stream in view.run.streams]
+    return min((time for time in times if isinstance(time, int)), default=None)
+
+
+def _duration(started: Any, ended: Any) -> int | None:
+    return max(0, ended - started) if isinstance(started, int) and isinstance(ended, int) else None
+
+
+def _seen_duration(view: View) -> int | None:
+    ends = view.steps.select("rank", "end_ns").iter_rows()
+    return max((view.since_origin(end, rank=rank) for rank, end in ends), default=None)
+
+
+def _status(view: View) -> tuple[Status, str]:
+    steps = view.steps["step"].n_unique()
+    ran = f"{steps:,} step{'' if steps == 1 else 's'} on {_many(len(view.ranks))}"
+    outcome = view.run.outcome
+    if outcome is None:
+        ended = [stream.ended for stream in rank_streams(view).values()]
+        if ended and all(ended):
+            return "unknown", f"every rank ended by itself, {ran}; how the job ended was not recorded"
+        return "unknown", f"{ran} so far: the job still runs, or agprof itself was killed"
+    reason = str(outcome.get("reason"))
+    status = _STATUS.get(reason, "unknown")
+    cause = cause_of_end(view)
+    if cause:
+        return status, cause
+    if status == "interrupted":
+        name = outcome.get("signal")
+        return status, f"interrupted{f' by {name}' if name else ''}, {ran}"
+    if reason == "launch-failed":
+        return status, "the launcher ended before any rank ran"
+    if status == "finished":
+        return status, f"finished, {ran}"
+    return status, f"{reason} (exit code {outcome.get('exit_code')}), {ran}"
+
+
+def _many(ranks: int) -> str:
+    return f"{ranks:,} rank{'' if ranks == 1 else 's'}"
+
+
+def cause_of_end(view: View) -> str | None:
+    """`rank 1 ended at step 41: killed (SIGKILL)`, for the rank that ended the job; None when none did."""
+    for rank, failure in failures_of(view).items():
+        if failure.get("stopped"):
+            continue
+        return f"rank {rank} ended {where_it_ended(view, rank)}: {how_it_ended(failure)}"
+    return None
+
+
+def configuration(view: View) -> tuple[tuple[str, str], ...]:
+    """Key and value in order: command, workload, framework, environment, machine, versions."""
+    manifest = view.run.manifest
+    rows: list[tuple[str, str]] = []
+    for key, label in (("argv", "command"), ("command", "command"), ("launcher", "launcher"), ("git_commit", "commit")):
+        if manifest.get(key) is not None:
+            rows.append((label, _words(manifest[key])))
+    for section in ("workload", "environment_changes", "environment", "host"):
+        rows.extend(_flat(section, _mapping(manifest.get(section))))
+    known: dict[str, Any] = {}
+    for _, facts in sorted(view.facts.items(), reverse=True):
+        known |= facts
+    for key, value in sorted(known.items()):
+        rows.extend(_flat(key, value) if isinstance(value, Mapping) else [(key, _words(value))])
+    if manifest.get("python"):
+        rows.append(("python", str(manifest["python"])))
+    rows.extend((f"package {name}", str(v)) for name, v in _flat("", _mapping(manifest.get("packages"))))
+    return tuple((key[:200], value[:_LONGEST]) for key, value in rows)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _flat(prefix: str, tree: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Leaves as dotted keys; what was not set (None, empty) is left out."""
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if value is None or value in ({}, [], ""):
+            continue
+        if isinstance(value, Mapping) and depth < 8:
+            yield from _flat(name, value, depth + 1)
+        else:
+            yield name, _words(value)

@@ -1,0 +1,113 @@
+"""Memory: how high each rank went, where, and what stands between steps."""
+
+from statistics import median
+from typing import Literal
+
+import polars as pl
+
+from agprof.analysis.curves import curve
+from agprof.analysis.statistics import nothing
+from agprof.analysis.view import View
+from agprof.model.answers import Curve, Figure, MemoryAnswer, RankMemory
+from agprof.model.format import format_value
+
+MAX_POINTS = 2000
+Kind = Literal["device", "host"]
+
+_METHODS = {
+    "device": "highest of torch's allocator peak and of live tensors at the borders of phases",
+    "host": "highest resident set since the process began (getrusage) and at the borders of phases",
+}
+_COLUMNS = {"device": ("allocated_bytes", "allocated_peak_bytes"), "host": ("rss_bytes", "rss_peak_bytes")}
+
+
+def memory_kind(view: View) -> Kind:
+    """What is told: the device's allocator where it was read, else the resident set."""
+    return "device" if view.tables["memory"]["allocated_bytes"].count() else "host"
+
+
+def analyse_memory(view: View) -> MemoryAnswer:
+    """The memory section."""
+    kind = memory_kind(view)
+    table = view.tables["memory"].sort("rank", "time_ns", maintain_order=True)
+    ranks = tuple(_rank_memory(view, kind, int(str(rank)), rows) for (rank,), rows in _by_rank(table))
+    peak = _peak(kind, ranks)
+    return MemoryAnswer(
+        sentence=_sentence(kind, ranks, peak),
+        kind=kind,
+        peak=peak,
+        ranks=ranks,
+        curves=_curves(view, kind, table),
+    )
+
+
+def _by_rank(table: pl.DataFrame) -> list[tuple[tuple[object, ...], pl.DataFrame]]:
+    return list(table.group_by("rank", maintain_order=True))
+
+
+def _rank_memory(view: View, kind: Kind, rank: int, rows: pl.DataFrame) -> RankMemory:
+    current, peak_column = _COLUMNS[kind]
+    highest = pl.max_horizontal(current, peak_column)
+    known = rows.select("step", "at", bytes=highest).drop_nulls()
+    if not known.height:
+        reason = "no memory was read on this rank"
+        return RankMemory(
+            rank=rank, peak=nothing("bytes", reason, method=_METHODS[kind]), peak_at="", standing_bytes=None
+        )
+    value = int(known["bytes"].max())  # type: ignore[arg-type]
+    first = known.filter(pl.col("bytes") == value).row(0, named=True)
+    return RankMemory(
+        rank=rank,
+        peak=Figure(value=value, unit="bytes", source="measured", n=known.height, method=_METHODS[kind]),
+        peak_at=f"{first['at']} of step {first['step']}",
+        standing_bytes=standing(view, rows, current),
+    )
+
+
+def standing(view: View, rows: pl.DataFrame, column: str) -> float | None:
+    """Median at the end of steady steps."""
+    values = step_end_values(view, rows, column)
+    return float(median(values)) if values else None
+
+
+def step_end_values(view: View, rows: pl.DataFrame, column: str) -> list[int]:
+    """Values of one rank at the end of its steady steps, in order."""
+    steady = view.slowest.filter(pl.col("kind") == "steady").select("step")
+    at_end = rows.filter(pl.col("at") == "step.end").join(steady, on="step", how="semi", maintain_order="left")
+    return at_end[column].drop_nulls().to_list()
+
+
+def _peak(kind: Kind, ranks: tuple[RankMemory, ...]) -> Figure:
+    known = [rank.peak.value for rank in ranks if rank.peak.value is not None]
+    method = f"{_METHODS[kind]}; the highest rank"
+    if not known:
+        return nothing("bytes", "no memory was read", method=method)
+    return Figure(
+        value=max(known), unit="bytes", source="measured", n=len(known), low=min(known), high=max(known),
+        method=f"{method}, interval: lowest to highest rank",
+    )  # fmt: skip
+
+
+def _sentence(kind: Kind, ranks: tuple[RankMemory, ...], peak: Figure) -> str:
+    if peak.value is None:
+        return "No memory was read."
+    top = next(rank for rank in ranks if rank.peak.value == peak.value)
+    what = "Device memory" if kind == "device" else "Resident memory"
+    words = f"{what} peaks at {format_value(peak.value, 'bytes')} on rank {top.rank}, by {top.peak_at}"
+    if top.standing_bytes is not None:
+        words += f"; {format_value(top.standing_bytes, 'bytes')} stand between steps"
+    return words + "."
+
+
+def _curves(view: View, kind: Kind, table: pl.DataFrame) -> tuple[Curve, ...]:
+    columns = (
+        {"allocated_bytes": "allocated", "reserved_bytes": "reserved"} if kind == "device" else {"rss_bytes": "RSS"}
+    )
+    curves = []
+    for (number,), rows in _by_rank(table):
+        rank = int(str(number))
+        times = [view.since_origin(time_ns, rank=rank) for time_ns in rows["time_ns"].to_list()]
+        for column, label in columns.items():
+            points = list(zip(times, rows[column].to_list(), strict=True))
+            curves.append(curve(f"rank {rank} {label}", "bytes", points, MAX_POINTS, rank=rank))
+    return tuple(c for c in curves if c is not None)

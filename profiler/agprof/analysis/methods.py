@@ -1,0 +1,55 @@
+"""How each term of the report is measured, as the method section prints it."""
+
+from agprof.analysis.view import View
+
+_METHODS = (
+    (
+        "step",
+        "From the end of one optimizer update to the end of the next, on the host's monotonic clock; steps tile the "
+        "time line of a rank. The step time is the median over steady steps of the slowest rank's step.",
+    ),
+    (
+        "phases",
+        "Self time on the rank's main thread: of nested phases the inner one counts. Time in which any thread of the "
+        "rank stands in a collective is cut out of the phase around it and counts as communication; what no phase "
+        "covers is `other`. The parts of a step add up to the step exactly, per rank.",
+    ),
+    (
+        "exposed communication",
+        "Union of the intervals in which a caller stands in a collective: call to return, and wait() on asynchronous "
+        "ones. On a GPU a call that returns early runs on; that time is hidden from the host and is not counted here.",
+    ),
+    (
+        "bandwidth",
+        "As nccl-tests: algbw = S / t; busbw = algbw x 2(n-1)/n for all-reduce, x (n-1)/n for all-gather, "
+        "reduce-scatter, all-to-all, gather and scatter, x 1 for broadcast, reduce, send; n is the size of that group, "
+        "S the total bytes. t is the shortest duration over the ranks where a call could be matched on all of them, "
+        "so waiting for the last one to enter is not in it. GB = 1e9 bytes.",
+    ),
+    (
+        "intervals",
+        "95 % for the median by order statistics (exact binomial, no distribution assumed); fewer than 6 values give "
+        "lowest to highest.",
+    ),
+    (
+        "memory",
+        "Read at the borders of phases: torch's allocator on a GPU, the resident set on a CPU; the peak also takes in "
+        "what the system itself kept as highest (getrusage, allocator), without resetting anybody's counter.",
+    ),
+    (
+        "FLOPs",
+        "Multiply-adds x 2. Forward: counted by DeepSpeed's flops profiler on one micro-step. Backward: modelled per "
+        "module, once its forward where an input needs a gradient and once where a weight does.",
+    ),
+    (
+        "savings",
+        "Estimates: measured when the time itself was measured, modelled when a rule turns it into a saving, rule of "
+        "thumb otherwise. They do not add up: one may hide another.",
+    ),
+)
+
+
+def methods(view: View) -> tuple[tuple[str, str], ...]:
+    """Term and how it is measured."""
+    rule = f"Left out of statistics: {view.warmup_rule}. Here: {view.warmup_steps} step(s)."
+    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:])

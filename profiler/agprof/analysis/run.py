@@ -1,0 +1,55 @@
+"""From a run folder's tables to all answers. Pure: nothing is printed, drawn, written or changed."""
+
+from agprof.analysis.comm import analyse_communication, matched_calls
+from agprof.analysis.compute import analyse_compute
+from agprof.analysis.evidence import gather
+from agprof.analysis.findings import find_all
+from agprof.analysis.identity import configuration, identify
+from agprof.analysis.kpis import kpi_row
+from agprof.analysis.memory import analyse_memory
+from agprof.analysis.methods import methods
+from agprof.analysis.quality import judge_quality
+from agprof.analysis.ranks import rank_rows
+from agprof.analysis.system import analyse_system
+from agprof.analysis.time import analyse_time
+from agprof.analysis.verdict import judge
+from agprof.analysis.view import View, prepare
+from agprof.model.answers import ANSWERS_VERSION, RunAnswers
+from agprof.store.reader import Run
+
+
+def analyse(run: Run) -> RunAnswers:
+    """All answers of one run, also of one that was killed, is incomplete or has no step at all."""
+    view = prepare(run)
+    calls = matched_calls(view)
+    time = analyse_time(view)
+    communication = analyse_communication(view, calls)
+    compute = analyse_compute(view, time.step_time)
+    memory = analyse_memory(view)
+    evidence = gather(view, time, communication, memory, calls)
+    findings = find_all(evidence)
+    return RunAnswers(
+        version=ANSWERS_VERSION,
+        agprof_version=_agprof_version(view),
+        identity=identify(view),
+        verdict=judge(evidence, findings),
+        findings=findings,
+        kpis=kpi_row(view, time, communication, compute, memory),
+        time=time,
+        communication=communication,
+        compute=compute,
+        memory=memory,
+        system=analyse_system(view),
+        ranks=rank_rows(view),
+        configuration=configuration(view),
+        quality=judge_quality(view, communication),
+        methods=methods(view),
+    )
+
+
+def _agprof_version(view: View) -> str:
+    """The agprof that measured."""
+    manifest = view.run.manifest
+    told = [manifest.get("agprof"), manifest.get("agprof_version")]
+    told += [stream.header.get("agprof_version") for stream in view.run.streams]
+    return next((str(version) for version in told if version), "unknown")

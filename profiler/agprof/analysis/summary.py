@@ -1,0 +1,102 @@
+"""The ten lines at the end of `agprof run`: plain text from the answers."""
+
+import textwrap
+
+from agprof.model.answers import Finding, RunAnswers
+from agprof.model.format import format_figure, format_value, percent
+from agprof.model.tables import PHASES
+
+_LETTERS = {"data": "d", "forward": "f", "backward": "b", "communication": "c", "optimizer": "o", "other": "."}
+_FINDINGS = 3
+
+
+def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
+    """Name, steps, median step, verdict, up to three findings with savings and a bar of the step's phases.
+
+    No line is wider than `width` (at least 40), and none holds a control character.
+    """
+    width = max(40, width)
+    identity, time = answers.identity, answers.time
+    where = ", ".join(part for part in (identity.framework, identity.device, identity.dtype) if part)
+    lines = [
+        _cut(f"{identity.name}: {identity.status_sentence}", width),
+        _cut(f"{_ranks(answers)}{f', {where}' if where else ''}", width),
+        _cut(f"median step {format_figure(time.step_time)} ({_steps(answers)})", width),
+        *_wrap(answers.verdict.headline, width, 2),
+        *(_finding(finding, width) for finding in answers.findings[:_FINDINGS]),
+        *_bar(answers, width),
+    ]
+    if not answers.findings:
+        lines.insert(-1, _cut("nothing found to change", width))
+    return lines
+
+
+def _clean(text: str) -> str:
+    """Without control characters, line breaks and marks that turn the direction of writing."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    text = _clean(text)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _wrap(text: str, width: int, most: int) -> list[str]:
+    return textwrap.wrap(_clean(text), width, max_lines=most, placeholder=" …")
+
+
+def _ranks(answers: RunAnswers) -> str:
+    quality = answers.quality
+    present, expected = quality.ranks_present, quality.ranks_expected
+    plural = "" if (expected or present) == 1 else "s"
+    if expected is not None and expected != present:
+        return f"{present} of {expected} rank{plural}"
+    return f"{present} rank{plural}"
+
+
+def _steps(answers: RunAnswers) -> str:
+    time = answers.time
+    parts = [f"{time.steady_steps} steady"]
+    if time.warmup_steps:
+        parts.append(f"{time.warmup_steps} warm-up")
+    if time.profiled_steps:
+        parts.append(f"{len(time.profiled_steps)} profiled")
+    return "steps: " + ", ".join(parts)
+
+
+def _finding(finding: Finding, width: int) -> str:
+    """The title, cut to leave room for the saving."""
+    figure = finding.saving_ns_per_step
+    saves = f" (up to {format_value(figure.value, 'ns')} a step)" if figure and figure.value else ""
+    return _cut(f"- {finding.title}", width - len(saves)) + saves
+
+
+def _bar(answers: RunAnswers, width: int) -> list[str]:
+    """The step's phases as letters, mean over ranks; below it their names, the smallest left out where room ends."""
+    ranks = answers.time.ranks
+    total = sum(row.step_ns for row in ranks)
+    if not total:
+        return ["no phases to show"]
+    shares = {phase: sum(row.parts_ns[phase] for row in ranks) / total for phase in PHASES}
+    columns = _columns(shares, width - 2)
+    bar = "".join(_LETTERS[phase] * columns[phase] for phase in PHASES)
+    shown = [phase for phase in PHASES if shares[phase] > 0]
+    while len(_legend(shown, shares)) > width:
+        shown.remove(min(shown, key=lambda phase: shares[phase]))
+    return [f"[{bar}]", _legend(shown, shares)]
+
+
+def _legend(phases: list[str], shares: dict[str, float]) -> str:
+    """The bar's letters are the names' first ones; other is a dot."""
+    names = {phase: ". other" if phase == "other" else phase for phase in phases}
+    return "  ".join(f"{name} {percent(shares[phase])}" for phase, name in names.items())
+
+
+def _columns(shares: dict[str, float], width: int) -> dict[str, int]:
+    """Whole columns per phase that add up to `width`: largest remainders get what rounding down leaves."""
+    exact = {phase: share * width for phase, share in shares.items()}
+    columns = {phase: int(value) for phase, value in exact.items()}
+    left = width - sum(columns.values())
+    for phase in sorted(exact, key=lambda name: columns[name] - exact[name])[:left]:
+        columns[phase] += 1
+    return columns

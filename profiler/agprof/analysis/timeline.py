@@ -1,0 +1,104 @@
+"""The bars of a short window of steady steps: what each rank did, phase by phase and call by call."""
+
+from statistics import median
+
+import polars as pl
+
+from agprof.analysis.parts import OWN_PHASES
+from agprof.analysis.view import View
+from agprof.model.answers import TimelineSpan
+from agprof.model.format import format_value
+
+MAX_RANKS = 8
+MAX_BARS = 4000
+
+_COLUMNS = ["rank", "lane", "name", "start_ns", "end_ns", "depth"]
+
+Window = tuple[tuple[int, int] | None, tuple[TimelineSpan, ...], str]
+
+
+def timeline(view: View) -> Window:
+    """(first and last step, bars, what was left out) of at most two steady steps around the median step."""
+    steps = _median_steps(view)
+    if steps is None:
+        return None, (), "no steady step to draw"
+    notes = []
+    ranks = sorted(view.steps["rank"].unique().to_list())
+    if len(ranks) > MAX_RANKS:
+        notes.append(f"the first {MAX_RANKS} of {len(ranks)} ranks")
+        ranks = ranks[:MAX_RANKS]
+    bars = _bars(view, steps, ranks)
+    if bars.height > MAX_BARS and steps[0] != steps[1]:
+        steps = (steps[0], steps[0])
+        bars = _bars(view, steps, ranks)
+    if bars.height > MAX_BARS:
+        notes.append(f"the longest {MAX_BARS:,} of {bars.height:,} bars")
+        bars = bars.sort(pl.col("end_ns") - pl.col("start_ns"), descending=True, maintain_order=True).head(MAX_BARS)
+    bars = bars.sort(["rank", "lane", "start_ns", "depth", "end_ns", "name"])
+    spans = tuple(
+        TimelineSpan(rank=rank, lane=lane, name=name, start_ns=start, duration_ns=end - start, depth=depth)
+        for rank, lane, name, start, end, depth in bars.iter_rows()
+    )
+    return steps, spans, "shows " + " and ".join(notes) if notes else ""
+
+
+def _median_steps(view: View) -> tuple[int, int] | None:
+    steady = view.slowest.filter(pl.col("kind") == "steady").select("step", "duration_ns").rows()
+    if not steady:
+        return None
+    middle = median(duration for _, duration in steady)
+    best = min(steady, key=lambda row: (abs(row[1] - middle), row[0]))[0]
+    numbers = {step for step, _ in steady}
+    if best + 1 in numbers:
+        return best, best + 1
+    return (best - 1, best) if best - 1 in numbers else (best, best)
+
+
+def _bars(view: View, steps: tuple[int, int], ranks: list[int]) -> pl.DataFrame:
+    """Bars that touch the window, cut to it; times since the window began, on the common axis."""
+    chosen = view.steps.filter(pl.col("step").is_between(*steps) & pl.col("rank").is_in(ranks))
+    shift = {rank: view.shifts.get(view.node_of.get(rank, 0), 0) for rank in ranks}
+    windows = (
+        chosen.group_by("rank")
+        .agg(begin=pl.col("start_ns").min(), end=pl.col("end_ns").max())
+        .with_columns(shift=pl.col("rank").replace_strict(shift, return_dtype=pl.Int64, default=0))
+    )
+    begin = int((windows["begin"] + windows["shift"]).min() or 0)  # type: ignore[arg-type]
+    return (
+        pl.concat([_spans(view), _calls(view), _waits(view)])
+        .join(windows, on="rank", how="inner")
+        .filter((pl.col("start_ns") < pl.col("end")) & (pl.col("end_ns") > pl.col("begin")))
+        .with_columns(
+            start_ns=pl.max_horizontal("start_ns", "begin") + pl.col("shift") - begin,
+            end_ns=pl.min_horizontal("end_ns", "end") + pl.col("shift") - begin,
+        )
+        .select(_COLUMNS)
+    )
+
+
+def _spans(view: View) -> pl.DataFrame:
+    spans = view.tables["spans"].filter(
+        (pl.col("category") == "range") | ((pl.col("category") == "phase") & pl.col("name").is_in(OWN_PHASES))
+    )
+    return spans.with_columns(lane="category").select(_COLUMNS)
+
+
+def _calls(view: View) -> pl.DataFrame:
+    """A synchronous call as long as its caller stood in it, an asynchronous one until it was complete."""
+    calls = view.tables["collectives"]
+    sizes = {size: f" {format_value(size, 'bytes')}" for size in calls["bytes"].drop_nulls().unique().to_list()}
+    words = pl.col("bytes").replace_strict(sizes, default="", return_dtype=pl.String).fill_null("")
+    return calls.with_columns(
+        lane=pl.lit("communication"),
+        name=pl.col("op") + words,
+        end_ns=pl.when("async_op").then(pl.max_horizontal("issue_end_ns", "end_ns")).otherwise("issue_end_ns"),
+        depth=pl.lit(0, dtype=pl.Int64),
+    ).select(_COLUMNS)
+
+
+def _waits(view: View) -> pl.DataFrame:
+    return (
+        view.tables["waits"]
+        .with_columns(lane=pl.lit("communication"), name="wait " + pl.col("op"), depth=pl.lit(1, dtype=pl.Int64))
+        .select(_COLUMNS)
+    )

@@ -1,0 +1,87 @@
+"""Process groups as rows name them."""
+
+import weakref
+from typing import Any
+
+# What the flight recorder writes for an operation, where it is not the operation's own name; None: nothing at all.
+_RECORDED_BY_GLOO: dict[str, str | None] = {
+    "reduce_scatter": "all_reduce",
+    "monitored_barrier": None,
+    "send": None,
+    "recv": None,
+    "send_recv": None,
+}
+_RECORDED_BY_NCCL: dict[str, str | None] = {"monitored_barrier": None}
+
+
+class Group:
+    """Name, size and backend of a process group."""
+
+    __slots__ = ("backend", "device_backend", "name", "size")
+
+    def __init__(self, name: str, size: int, backends: dict[str, str]) -> None:
+        """`backends`: backend by device type, as {"cpu": "gloo", "cuda": "nccl"}."""
+        self.name = name
+        self.size = size
+        self.backend = backends.get("cuda") or next(iter(backends.values()), "")
+        self.device_backend = backends
+
+    def recorded_as(self, kind: str, device: str | None) -> str | None:
+        """The name under which torch's flight recorder keeps an operation of this group; None where it keeps none."""
+        backend = self.device_backend.get(device, self.backend) if device is not None else self.backend
+        if backend == "gloo":
+            return _RECORDED_BY_GLOO.get(kind, kind)
+        if backend == "nccl":
+            return _RECORDED_BY_NCCL.get(kind, kind)
+        return None
+
+
+class Groups:
+    """Groups by torch's objects. It keeps none of them alive."""
+
+    def __init__(self, distributed: Any) -> None:
+        self._distributed = distributed
+        self.work_class: Any = distributed.Work
+        self._default: Group | None = None
+        self._known: dict[int, tuple[Any, Group]] = {}
+
+    def get(self, group: Any) -> Group | None:
+        """None for a group that this rank is not a member of."""
+        if group is None:
+            return self._default or self._describe_default()
+        known = self._known.get(id(group))
+        if known is not None and known[0]() is group:
+            return known[1]
+        return self._describe(group)
+
+    def forget(self) -> None:
+        """Call when groups were created or destroyed: the default group may be another one now."""
+        self._default = None
+        self._known.clear()
+
+    def _describe_default(self) -> Group | None:
+        world = self._distributed.GroupMember.WORLD
+        self._default = self._describe(world) if world is not None else None
+        return self._default
+
+    def _describe(self, group: Any) -> Group | None:
+        if isinstance(group, int):
+            return None  # torch's mark for a group that this rank is not in
+        distributed = self._distributed
+        size = int(distributed.get_world_size(group))
+        name = label(str(group.group_name), str(group.group_desc))
+        described = Group(name, size, _backends(str(distributed.get_backend_config(group))))
+        self._known[id(group)] = (weakref.ref(group), described)
+        return described
+
+
+def label(name: str, description: str) -> str:
+    """A group's name in the tables, from torch's name (a number, as a rule) and its description."""
+    if description == "default_pg":
+        return "default"
+    return name if description in {"", "undefined"} else f"{description} {name}"
+
+
+def _backends(config: str) -> dict[str, str]:
+    """`cpu:gloo,cuda:nccl` as a dictionary."""
+    return {device: backend for device, _, backend in (part.partition(":") for part in config.split(","))}

@@ -1,0 +1,145 @@
+"""Asynchronous collectives on their way: rows that wait for their end.
+
+A row is written once its operation is complete and the caller is done with the Work object (waited for it, or let it
+go), so that it can hold the time stood in wait(). Neither works nor tensors are kept alive.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from agprof.instruments.recorder import Recorder
+
+MAX_OPEN = 4096
+"""Rows kept open; the oldest is written as it is when a job keeps more works without ever waiting for them."""
+
+
+class Pending:
+    """One asynchronous operation. `before` and `after` are the row's columns on both sides of end_ns and wait_ns."""
+
+    __slots__ = ("after", "before", "end_ns", "ends_in_wait", "op", "running", "used", "wait_ns", "waited", "written")
+
+    def __init__(self, op: str, before: tuple[Any, ...], after: tuple[Any, ...], works: int, used: int) -> None:
+        """`works` is the number of Work objects, `used` the number of them that the caller still holds."""
+        self.op = op
+        self.before = before
+        self.after = after
+        self.running = works
+        self.used = used
+        self.end_ns: int | None = None
+        self.ends_in_wait = False
+        self.wait_ns = 0
+        self.waited = False
+        self.written = False
+
+
+class Works:
+    """Follows Work objects from issue to completion."""
+
+    def __init__(self, recorder: Recorder, failed: Callable[[str, Exception], None]) -> None:
+        self._recorder = recorder
+        self._failed = failed
+        self._clock = recorder.clock
+        self._rows = recorder.writer.rows("collectives")
+        self._wait_rows = recorder.writer.rows("waits")
+        self._lock = threading.RLock()
+        """Reentrant: a weak reference's callback may run inside any allocation of the same thread."""
+        self._open: dict[int, Pending] = {}
+        self._by_work: dict[int, tuple[Any, Pending]] = {}
+
+    def follow(self, works: list[Any], pending: Pending, completes_on_host: bool) -> None:
+        """Watch `works`; `pending` was made for exactly these."""
+        with self._lock:
+            self._open[id(pending)] = pending
+            surplus = next(iter(self._open.values())) if len(self._open) > MAX_OPEN else None
+        if surplus is not None:
+            self._write(surplus)
+        for work in works:
+            if pending.used:
+                key = id(work)
+                self._by_work[key] = (weakref.ref(work, functools.partial(self._let_go, key, pending)), pending)
+            if completes_on_host:
+                self._watch(work, pending)
+
+    def _watch(self, work: Any, pending: Pending) -> None:
+        try:
+            future = work.get_future() if hasattr(work, "get_future") else work
+        except RuntimeError:
+            pending.ends_in_wait = True  # gloo's reduce_scatter has no future
+            return
+        future.add_done_callback(functools.partial(self._complete, pending))
+
+    def _complete(self, pending: Pending, _future: Any) -> None:
+        now = self._clock()
+        pending.running -= 1
+        if pending.running <= 0:
+            pending.end_ns = now
+            self._settle(pending)
+
+    def _let_go(self, key: int, pending: Pending, _reference: Any) -> None:
+        self._by_work.pop(key, None)
+        pending.used -= 1
+        self._settle(pending)
+
+    def _settle(self, pending: Pending) -> None:
+        # Never complete and let go: written at the end, with an unknown end.
+        if pending.end_ns is not None and (pending.waited or pending.used <= 0):
+            self._write(pending)
+
+    def _write(self, pending: Pending) -> None:
+        with self._lock:
+            self._open.pop(id(pending), None)
+            if pending.written:
+                return
+            pending.written = True
+        self._rows((*pending.before, pending.end_ns, pending.wait_ns, *pending.after))
+
+    def around_wait(self, guarded: Callable[[], int]) -> Callable[[Any], Any]:
+        """Makes the replacement of Work.wait. `guarded()` is non-zero inside a wrapped call of this thread."""
+        recorder = self._recorder
+
+        def make(original: Any) -> Any:
+            @functools.wraps(original)
+            def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
+                known = self._by_work.get(id(work))
+                if known is None or guarded() or not recorder.enabled:
+                    return original(work, *args, **kwargs)
+                pending = known[1]
+                nvtx = recorder.nvtx
+                if nvtx is not None:
+                    nvtx.push("communication", f"wait {pending.op}")
+                start = self._clock()
+                done = False
+                try:
+                    result = original(work, *args, **kwargs)
+                    done = True
+                    return result
+                finally:
+                    end = self._clock()
+                    if nvtx is not None:
+                        nvtx.pop()
+                    try:
+                        self._waited(pending, start, end, done)
+                    except Exception as error:
+                        self._failed("wait", error)
+
+            return wait
+
+        return make
+
+    def _waited(self, pending: Pending, start: int, end: int, done: bool) -> None:
+        pending.wait_ns += end - start
+        self._wait_rows((self._recorder.step, pending.op, start, end, threading.get_ident()))
+        if done:
+            pending.waited = True
+            if pending.ends_in_wait:
+                pending.end_ns = end
+            self._settle(pending)
+
+    def finish(self) -> None:
+        """Write what is still open, with what is known of it."""
+        for pending in list(self._open.values()):
+            self._write(pending)
+        self._by_work.clear()

@@ -1,0 +1,154 @@
+"""A page as plain data: what `page.py` builds, tests assert and the templates render.
+
+Nothing here is HTML. Text may come from outside and is escaped when it is rendered; the specs of charts hold numbers,
+labels already escaped for plotly, and colours by name (`$forward`), which the page looks up in its style sheet.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from agprof.model.answers import Confidence, Source
+
+Spec = dict[str, Any]
+"""A plotly figure as plain data: `data`, `layout`, and `variants` for a switch above the chart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A figure as it is printed."""
+
+    number: str
+    """`374`, or a dash when it was not measured."""
+    unit: str
+    interval: str
+    """`[371, 379], n = 46`, in the unit of the number; empty without an interval."""
+    source: Source
+    tip: str
+    """Source, formula, n and interval; or why it was not measured."""
+    reason: str
+    """Why the number is a dash; empty when it is not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    key: str
+    label: str
+    shown: Shown
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell that says more than its text."""
+
+    text: str
+    tip: str = ""
+    mark: str = ""
+    """good | watch | bad: drawn as a tick, a triangle, a cross before the text."""
+    value: float | None = None
+    """Sorted and copied instead of the text, where a column mixes units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    label: str
+    unit: str = ""
+    numeric: bool = True
+    source: Source | None = None
+    tip: str = ""
+    base_unit: str = ""
+    """Unit of the cells' values, where their texts have units of their own."""
+    code: bool = False
+    """Set in the monospaced face: names of code, keys, commands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    key: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str | Cell, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One bar of parts, for the drawings that need no JavaScript."""
+
+    label: str
+    parts: tuple[tuple[str, float], ...]
+    """Class of the colour and value, in drawing order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    key: str
+    title: str
+    description: str
+    """What it shows, for those who can't see it."""
+    height: int
+    spec: Spec
+    table: Table | None
+    legend: tuple[tuple[str, str], ...] = ()
+    """Class of the colour and its meaning."""
+    note: str = ""
+    axis: str = ""
+    """Charts with the same axis zoom together; empty for none."""
+    bars: tuple[Bar, ...] = ()
+    """The same in short, drawn on the server; shown until plotly takes over."""
+    bars_unit: str = ""
+    wide: bool = True
+    """False: two of them stand side by side where there is room."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    key: str
+    title: str
+    sentence: str
+    charts: tuple[Chart, ...] = ()
+    cards: tuple[Card, ...] = ()
+    tables: tuple[Table, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+    """Mark (good, watch, bad or empty) and sentence, under the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingCard:
+    key: str
+    title: str
+    evidence: str
+    section: str
+    section_title: str
+    saving: Shown | None
+    saving_share: str
+    confidence: Confidence
+    change: str
+    check: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    title: str
+    subtitle: str
+    run_id: str
+    status: str
+    status_mark: str
+    """good | watch | bad."""
+    facts: tuple[tuple[str, str], ...]
+    bound_by: str
+    """`communication`, as a class of the colour and as a word."""
+    bound_word: str
+    headline: str
+    evidence: tuple[str, ...]
+    confidence: Confidence
+    confidence_sentence: str
+    next_step: str
+    step_bar: Bar | None
+    step_bar_unit: str
+    quality_sentence: str
+    quality_mark: str
+    findings: tuple[FindingCard, ...]
+    kpis: tuple[Card, ...]
+    sections: tuple[Section, ...]
+    agprof_version: str

@@ -1,0 +1,322 @@
+"""Answers of a run -> its page as plain data. Every section opens with its sentence; what is empty says so in it."""
+
+from datetime import UTC, datetime
+from statistics import median
+
+from agprof.model.answers import Figure, Finding, RunAnswers
+from agprof.model.format import format_value
+from agprof_reports import charts, tables
+from agprof_reports.data import Bar, Card, FindingCard, Page, Section, Table
+from agprof_reports.figures import SOURCES, card, shown
+from agprof_reports.tables import StepGroup
+from agprof_reports.text import scale, with_unit
+
+TITLES = {
+    "time": "Time",
+    "communication": "Communication",
+    "compute": "Compute",
+    "memory": "Memory",
+    "system": "System",
+    "ranks": "Ranks",
+    "configuration": "Configuration",
+    "quality": "Method and data quality",
+}
+_EVEN = 0.01
+"""Ranks whose own work differs by less are told to be even."""
+_STATUS_MARKS = {"finished": "good", "failed": "bad", "killed": "bad"}
+_BOUND_WORDS = {
+    "data": "data wait",
+    "communication": "exposed communication",
+    "other": "host",
+    "straggler": "a straggler",
+    "unknown": "not known",
+}
+
+
+def build(answers: RunAnswers) -> Page:
+    identity, verdict, quality = answers.identity, answers.verdict, answers.quality
+    groups = tables.group_steps(answers.time.steps)
+    run = charts.run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
+    bar, unit = _step_bar(answers)
+    return Page(
+        title=identity.name,
+        subtitle=identity.description,
+        run_id=identity.run_id,
+        status=identity.status_sentence,
+        status_mark=_STATUS_MARKS.get(identity.status, "watch"),
+        facts=_facts(answers),
+        bound_by=verdict.bound_by,
+        bound_word=_BOUND_WORDS.get(verdict.bound_by, verdict.bound_by),
+        headline=verdict.headline,
+        evidence=verdict.evidence,
+        confidence=verdict.confidence,
+        confidence_sentence=verdict.confidence_sentence,
+        next_step=verdict.next_step,
+        step_bar=bar,
+        step_bar_unit=unit,
+        quality_sentence=quality.sentence,
+        quality_mark="watch" if quality.problems else "good",
+        findings=_findings(answers),
+        kpis=tuple(card(kpi) for kpi in answers.kpis),
+        sections=(
+            _time(answers, groups, run),
+            _communication(answers),
+            _compute(answers),
+            _memory(answers, groups, run),
+            _system(answers, groups, run),
+            _ranks(answers, groups),
+            _configuration(answers),
+            _quality(answers),
+        ),
+        agprof_version=answers.agprof_version,
+    )
+
+
+def _facts(answers: RunAnswers) -> tuple[tuple[str, str], ...]:
+    identity = answers.identity
+    ranks = None if identity.world_size is None else _many(identity.world_size, "rank")
+    if ranks and identity.nodes:
+        ranks += f" on {_many(identity.nodes, 'node')}"
+    facts = (
+        ("started", _utc(identity.started_realtime_ns)),
+        ("took", None if identity.duration_ns is None else _duration(identity.duration_ns)),
+        ("size", ranks),
+        ("framework", identity.framework),
+        ("device", identity.device),
+        ("type", identity.dtype),
+        ("run", identity.run_id),
+    )
+    return tuple((key, value) for key, value in facts if value)
+
+
+def _utc(realtime_ns: int | None) -> str | None:
+    if realtime_ns is None or not 0 <= realtime_ns < 32_503_680_000_000_000_000:
+        return None
+    return datetime.fromtimestamp(realtime_ns // 1_000_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _duration(ns: int) -> str:
+    seconds = ns // 1_000_000_000
+    if seconds < 120:
+        return with_unit(float(ns), "ns")
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def _step_bar(answers: RunAnswers) -> tuple[Bar | None, str]:
+    """The mean step over all ranks as one bar."""
+    ranks = answers.time.ranks
+    if not ranks:
+        return None, ""
+    means = {name: sum(rank.parts_ns.get(name, 0.0) for rank in ranks) / len(ranks) for name in charts.PHASES}
+    divisor, unit = scale([sum(means.values())], "ns")
+    return Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items())), unit
+
+
+def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
+    step_ns = answers.time.step_time.value
+
+    def saving(finding: Finding) -> float:
+        figure = finding.saving_ns_per_step
+        return -1.0 if figure is None or figure.value is None else figure.value
+
+    cards = []
+    for finding in sorted(answers.findings, key=saving, reverse=True):
+        share = saving(finding) / step_ns if step_ns else 0.0
+        cards.append(
+            FindingCard(
+                key=finding.key,
+                title=finding.title,
+                evidence=finding.evidence,
+                section=finding.section if finding.section in TITLES else "",
+                section_title=TITLES.get(finding.section, ""),
+                saving=shown(finding.saving_ns_per_step) if finding.saving_ns_per_step is not None else None,
+                saving_share=f"{format_value(share, 'ratio')} of a step" if share > 0 else "",
+                confidence=finding.confidence,
+                change=finding.change,
+                check=finding.check,
+            )
+        )
+    return tuple(cards)
+
+
+def _cards(*items: tuple[str, str, Figure, str]) -> tuple[Card, ...]:
+    """Cards of a section; none when nothing at all was measured, since the sentence says why."""
+    if all(figure.value is None for _, _, figure, _ in items):
+        return ()
+    return tuple(Card(key=key, label=label, shown=shown(figure), note=note) for key, label, figure, note in items)
+
+
+def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+    time = answers.time
+    lines = []
+    if time.warmup_steps:
+        lines.append(
+            ("", f"{_many(time.warmup_steps, 'warm-up step')} drawn, shaded and left out of statistics ({time.warmup_rule}).")
+        )
+    if time.profiled_steps:
+        numbers = ", ".join(str(step) for step in time.profiled_steps[:12])
+        lines.append(("", f"Profiled, hence slower and left out: step {numbers}."))
+    drawn = []
+    if time.ranks:
+        drawn.append(charts.phase_bars(time))
+    if groups:
+        drawn.append(charts.steps_over_run(time, groups, run))
+    if time.timeline:
+        drawn.append(charts.timeline(time))
+    return Section(
+        key="time",
+        title=TITLES["time"],
+        sentence=time.sentence if groups else time.sentence or "No step was seen, so there is no time to divide.",
+        charts=tuple(drawn),
+        tables=(tables.ranges(time.ranges),) if time.ranges else (),
+        lines=tuple(lines),
+    )
+
+
+def _communication(answers: RunAnswers) -> Section:
+    found = answers.communication
+    unseen = [row for row in found.unseen if row.recorded > row.seen]
+    shown_tables: list[Table] = []
+    if found.rows:
+        shown_tables.append(tables.collectives(found.rows))
+    if unseen:
+        shown_tables.append(tables.unseen(unseen))
+    return Section(
+        key="communication",
+        title=TITLES["communication"],
+        sentence=found.sentence or "No collective was seen.",
+        cards=_cards(
+            ("calls", "collectives per step", found.calls_per_step, "per rank"),
+            ("bytes", "size per step", found.bytes_per_step, "per rank"),
+            ("exposed", "exposed", found.exposed_per_step, "per step"),
+            ("exposed_share", "exposed share", found.exposed_share, "of a step"),
+            ("total", "total", found.total_per_step, "entry to completion, per step"),
+        ),
+        charts=(charts.collectives(found),) if found.rows else (),
+        tables=tuple(shown_tables),
+        lines=(("watch" if unseen else "", found.ledger_sentence),) if found.ledger_sentence else (),
+    )
+
+
+def _compute(answers: RunAnswers) -> Section:
+    found = answers.compute
+    lines = ()
+    if found.profiled_step is not None and found.modules:
+        lines = (("", f"Counted at step {found.profiled_step}, on one micro-step, forward only."),)
+    return Section(
+        key="compute",
+        title=TITLES["compute"],
+        sentence=found.sentence or "The modules were not profiled.",
+        cards=_cards(
+            ("params", "parameters", found.params, ""),
+            ("trainable", "trainable", found.trainable_params, ""),
+            ("forward", "forward", found.forward_flops_per_micro_step, "per micro-step"),
+            ("step_flops", "per step", found.flops_per_step, "forward and backward"),
+            ("rate", "rate", found.flops_per_second, "per rank"),
+        ),
+        charts=(charts.modules(found),) if found.modules else (),
+        lines=lines,
+    )
+
+
+def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+    found = answers.memory
+    drawn = []
+    if any(curve.x_ns for curve in found.curves):
+        drawn.append(charts.memory_curves(found, answers.time, groups, run))
+    if any(rank.peak.value is not None for rank in found.ranks):
+        drawn.append(charts.memory_peaks(found))
+    return Section(
+        key="memory",
+        title=TITLES["memory"],
+        sentence=found.sentence or "Memory was not measured.",
+        charts=tuple(drawn),
+    )
+
+
+def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+    found = answers.system
+    silent = charts.silent_curves(found)
+    return Section(
+        key="system",
+        title=TITLES["system"],
+        sentence=found.sentence or "The sampler left no sample.",
+        cards=tuple(card(kpi) for kpi in found.figures),
+        lines=(("", f"Zero throughout, hence not drawn: {', '.join(silent)}."),) if silent else (),
+        charts=charts.system_curves(found, groups, run),
+    )
+
+
+def _ranks(answers: RunAnswers, groups: tuple[StepGroup, ...]) -> Section:
+    return Section(
+        key="ranks",
+        title=TITLES["ranks"],
+        sentence=_ranks_sentence(answers),
+        charts=(charts.own_work(groups),) if groups and len(answers.ranks) > 1 else (),
+        tables=(tables.ranks(answers.ranks),) if answers.ranks else (),
+    )
+
+
+def _ranks_sentence(answers: RunAnswers) -> str:
+    rows = answers.ranks
+    if not rows:
+        return "No rank left a stream."
+    clean_ends = sum(row.ended == "clean" for row in rows)
+    ended = (
+        f"{ {1: 'The only rank', 2: 'Both ranks'}.get(len(rows), f'All {len(rows):,} ranks')} ended cleanly"
+        if clean_ends == len(rows)
+        else f"{clean_ends:,} of {_many(len(rows), 'rank')} ended cleanly"
+    )
+    work = {
+        rank.rank: rank.step_ns - rank.parts_ns.get("communication", 0.0) for rank in answers.time.ranks if rank.steps
+    }
+    if len(work) < 2:
+        return f"{ended}."
+    slowest = sorted(work, key=lambda rank: -work[rank])
+    middle = median(work.values())
+    if middle <= 0:
+        return f"{ended}."
+    if work[slowest[0]] / middle < 1 + _EVEN:
+        return f"{ended}; their own work is the same within {format_value(_EVEN, 'ratio')}: no rank waits for another."
+    excess = format_value(work[slowest[0]] / middle - 1, "ratio")
+    sentence = (
+        f"{ended}; rank {slowest[0]} has the most work of its own, {with_unit(work[slowest[0]], 'ns')} a step, "
+        f"{excess} above the median rank"
+    )
+    if len(work) > charts.DIRECT_LABELS:
+        others = ", ".join(f"{rank} ({with_unit(work[rank], 'ns')})" for rank in slowest[1:5])
+        sentence += f"; then ranks {others}"
+    return f"{sentence}."
+
+
+def _configuration(answers: RunAnswers) -> Section:
+    entries = answers.configuration
+    return Section(
+        key="configuration",
+        title=TITLES["configuration"],
+        sentence=f"Command, settings, environment and versions as the run recorded them: {len(entries):,} entries."
+        if entries
+        else "The run recorded no settings.",
+        tables=(tables.pairs("table-configuration", "Configuration", entries, ("key", "value"), code=True),)
+        if entries
+        else (),
+    )
+
+
+def _quality(answers: RunAnswers) -> Section:
+    found = answers.quality
+    methods = (*answers.methods, *((f"mark “{source}”", meaning) for source, meaning in SOURCES.items()))
+    lines = [("watch", problem) for problem in found.problems] or [("good", "No gap, no lost row, no fault of ours.")]
+    return Section(
+        key="quality",
+        title=TITLES["quality"],
+        sentence=found.sentence,
+        cards=tuple(card(kpi) for kpi in found.cost),
+        lines=(*lines, *(("", note) for note in found.notes)),
+        tables=(tables.pairs("table-methods", "How it is measured", methods, ("term", "method"), code=False),),
+    )

@@ -1,0 +1,71 @@
+"""The report of one run: answers in, one self-contained HTML file out."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from agprof.model.answers import RunAnswers
+from agprof_reports import embed
+from agprof_reports.data import Page
+from agprof_reports.page import build
+from agprof_reports.svg import bars_svg
+from agprof_reports.text import clean
+
+
+def render(answers: RunAnswers) -> bytes:
+    """Return the report as one HTML file. The same answers give the same bytes."""
+    return render_page(build(answers))
+
+
+def write(answers: RunAnswers, path: Path) -> None:
+    """Write the report; a reader never sees half of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(render(answers))
+    part.replace(path)
+
+
+def render_page(page: Page) -> bytes:
+    script = embed.asset("report.js")
+    plotly_packed, plotly_hash = embed.plotly()
+    policy = (
+        f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
+        "img-src data:; connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+    text = _environment().get_template("run.html.j2").render(
+        page=page,
+        policy=policy,
+        style=Markup(embed.asset("report.css")),
+        script=Markup(script),
+        plotly=plotly_packed,
+        has_charts=any(section.charts for section in page.sections),
+    )
+    return text.encode("utf-8", "replace")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("agprof_reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters["prose"] = _prose
+    environment.globals["bars_svg"] = bars_svg
+    environment.globals["payload"] = embed.payload
+    return environment
+
+
+def _shown(value: object) -> object:
+    """Every text that is not our own markup is cleaned; escaping follows."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _prose(text: str) -> Markup:
+    """Escape a sentence; what stands between backticks is code."""
+    pieces = clean(text).split("`")
+    if len(pieces) % 2 == 0:
+        return escape(clean(text))
+    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))

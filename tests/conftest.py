@@ -1,0 +1,62 @@
+"""Markers, and a summary that says which tests were skipped for want of a system package, and which."""
+
+import ctypes.util
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+def _browser() -> bool:
+    return any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+
+
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+# Debian package -> (is it there?, what its tests cover)
+PACKAGES: dict[str, tuple[Callable[[], bool], str]] = {
+    "chromium": (_browser, "the report in a browser"),
+    "numactl": (_program("numactl"), "binding ranks to cores"),
+    "g++": (_program("g++"), "compiling DeepSpeed's ops"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "system(package): needs a Debian package; skipped, and said so, without it")
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
+    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+
+
+def _has_gpu() -> bool:
+    return ctypes.util.find_library("cuda") is not None and shutil.which("nvidia-smi") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    there: dict[str, bool] = {}
+    gpu = None
+    for item in items:
+        for marker in item.iter_markers("system"):
+            package = marker.args[0]
+            if package not in PACKAGES:
+                raise pytest.UsageError(f"{item.nodeid}: no package {package!r}; known: {', '.join(PACKAGES)}")
+            if package not in there:
+                there[package] = PACKAGES[package][0]()
+            if not there[package]:
+                item.add_marker(pytest.mark.skip(reason=f"needs the Debian package {package}"))
+        if item.get_closest_marker("gpu"):
+            gpu = _has_gpu() if gpu is None else gpu
+            if not gpu:
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    missing = [name for name, (check, _) in PACKAGES.items() if not check()]
+    if not missing:
+        return
+    terminalreporter.section("missing system packages")
+    for name in missing:
+        count = sum(f"Debian package {name}" in reason for reason in reasons)
+        terminalreporter.line(f"{name}: {count} tests skipped ({PACKAGES[name][1]}); .ci/run installs it")
