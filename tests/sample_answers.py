@@ -86,7 +86,7 @@ def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers
             headline="Bound by exposed communication: 84.0 of 374 ms a step (22.5 %) wait on 6 reductions of 4.20 MiB, "
             "which reach 61 % of the link's measured ceiling.",
             evidence=(
-                "Backward is the longest phase (151 ms), but it is computing; communication is the longest that is not.",
+                "Backward is longer (151 ms), but it is computing; communication is the longest part that is not.",
                 "Of the 96.0 ms spent in collectives, 12.0 ms (12.5 %) are hidden behind backward.",
                 "Rank 1 arrives last in 41 of 46 steps; the others wait 9.10 ms for it.",
             ),
@@ -127,8 +127,11 @@ def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers
                 pid=4_100 + rank,
                 device="CPU",
                 steps=steps,
-                step_time=figure(phases[rank].step_ns, "ns", n=46, low=phases[rank].step_ns - 3e6,
-                                 high=phases[rank].step_ns + 4e6) if phases else missing("ns", "no steady step"),
+                step_time=figure(
+                    phases[rank].step_ns, "ns", n=46, low=phases[rank].step_ns - 3e6, high=phases[rank].step_ns + 4e6
+                )
+                if phases
+                else missing("ns", "no steady step"),
                 ended="clean",
                 last_step=steps - 1 if steps else None,
                 last_phase="optimizer" if steps else None,
@@ -151,8 +154,12 @@ def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers
             ranks_present=ranks,
             problems=("Rank 0: 2 memory samples are missing between 4.0 s and 4.5 s.",),
             cost=(
-                Kpi(key="cost_cpu", label="CPU of the instruments", figure=figure(0.0041, "ratio", n=46),
-                    note="flusher thread, share of a core"),
+                Kpi(
+                    key="cost_cpu",
+                    label="CPU of the instruments",
+                    figure=figure(0.0041, "ratio", n=46),
+                    note="flusher thread, share of a core",
+                ),
                 Kpi(key="cost_bytes", label="written", figure=figure(3.1 * MIB, "bytes", "counted", n=1), note=""),
                 Kpi(key="cost_sampler", label="memory of the sampler", figure=figure(41 * MIB, "bytes"), note=""),
             ),
@@ -255,7 +262,7 @@ def _findings() -> tuple[Finding, ...]:
         Finding(
             key="frozen-text-tower",
             title="The frozen text tower is computed again at every step",
-            evidence="text tower: 31.4 ms a step (8.4 %), no parameter of it requires a gradient and its input is constant.",
+            evidence="text tower: 31.4 ms a step (8.4 %), none of it requires a gradient, and its input is constant.",
             section="compute",
             saving_ns_per_step=figure(31.4e6, "ns", method="time of the range `text tower`"),
             confidence="measured",
@@ -280,7 +287,9 @@ def _kpis(step_time: Figure) -> tuple[Kpi, ...]:
         Kpi(key="step_time", label="step time", figure=step_time, note="median of the slowest rank"),
         Kpi(key="samples", label="samples", figure=figure(21.4, "samples/s", low=21.1, high=21.6), note="all ranks"),
         Kpi(key="tokens", label="tokens", figure=figure(10_950, "tokens/s", low=10_810, high=11_060), note="all ranks"),
-        Kpi(key="flops", label="compute", figure=figure(41.2e9, "FLOP/s", "modelled"), note="per rank, forward counted"),
+        Kpi(
+            key="flops", label="compute", figure=figure(41.2e9, "FLOP/s", "modelled"), note="per rank, forward counted"
+        ),
         Kpi(key="memory", label="memory peak", figure=figure(1.36 * (1 << 30), "bytes"), note="rank 1, resident set"),
         Kpi(key="exposed", label="exposed communication", figure=figure(0.2246, "ratio"), note="of a step"),
         Kpi(key="mfu", label="MFU", figure=missing("ratio", "no peak is known for a CPU", "modelled"), note=""),
@@ -289,27 +298,33 @@ def _kpis(step_time: Figure) -> tuple[Kpi, ...]:
 
 def _communication(ranks: int, steps: int, exposed_ns: float, step_ns: float) -> CommunicationAnswer:
     none = ranks < 2 or not steps
-    rows = () if none else (
-        _collective("reduce_scatter", ranks, "backward", 6.0, 4.2 * MIB, 61.2, 70.1, 1.31e9),
-        _collective("all_gather", ranks, "optimizer", 1.0, 25.2 * MIB, 15.7, 18.4, 2.04e9),
-        _collective("all_reduce", ranks, "optimizer", 3.0, 4.0, 6.1, 6.4, None),
-        _collective("broadcast", ranks, "forward", 1.0, None, 1.0, 1.1, None),
+    rows = (
+        ()
+        if none
+        else (
+            _collective("reduce_scatter", ranks, "backward", 6.0, 4.2 * MIB, 61.2, 70.1, 1.31e9),
+            _collective("all_gather", ranks, "optimizer", 1.0, 25.2 * MIB, 15.7, 18.4, 2.04e9),
+            _collective("all_reduce", ranks, "optimizer", 3.0, 4.0, 6.1, 6.4, None),
+            _collective("broadcast", ranks, "forward", 1.0, None, 1.0, 1.1, None),
+        )
     )
     reason = "one rank has nobody to talk to" if ranks < 2 else "no step was seen"
     return CommunicationAnswer(
         sentence="11 collectives a step move 50.4 MiB and stand in the way for 84.0 ms (22.5 %) of it."
-        if not none else f"No collective was seen: {reason}.",
+        if not none
+        else f"No collective was seen: {reason}.",
         calls_per_step=figure(11, "1", "counted") if not none else missing("1", reason, "counted"),
         bytes_per_step=figure(50.4 * MIB, "bytes", "counted") if not none else missing("bytes", reason, "counted"),
         exposed_per_step=figure(exposed_ns, "ns") if not none else missing("ns", reason),
         exposed_share=figure(exposed_ns / step_ns, "ratio") if not none else missing("ratio", reason),
         total_per_step=figure(96e6, "ns") if not none else missing("ns", reason),
         rows=rows,
-        unseen=() if none else (
-            UnseenRow(rank=0, group="default", op="all_reduce", recorded=150, seen=148, complete=True),
-        ),
+        unseen=()
+        if none
+        else (UnseenRow(rank=0, group="default", op="all_reduce", recorded=150, seen=148, complete=True),),
         ledger_sentence="The flight recorder saw 2 of 550 collectives that our taps did not."
-        if not none else "The flight recorder is empty too.",
+        if not none
+        else "The flight recorder is empty too.",
     )
 
 
@@ -369,13 +384,18 @@ def _compute(steps: int) -> ComputeAnswer:
     reason = "the profile step was not reached"
     return ComputeAnswer(
         sentence="One forward is 3.46 GFLOP; 41.0 % of them are the language model's, which takes 29.3 % of the time."
-        if modules else f"Nothing was counted: {reason}.",
+        if modules
+        else f"Nothing was counted: {reason}.",
         params=figure(9_214_208, "1", "counted", 1) if modules else missing("1", reason, "counted"),
         trainable_params=figure(1_004_118, "1", "counted", 1) if modules else missing("1", reason, "counted"),
         forward_flops_per_micro_step=figure(3.46e9, "FLOP", "counted", 1)
-        if modules else missing("FLOP", reason, "counted"),
-        flops_per_step=figure(15.4e9, "FLOP", "modelled", 1, method="forward counted; backward from what requires a gradient")
-        if modules else missing("FLOP", reason, "modelled"),
+        if modules
+        else missing("FLOP", reason, "counted"),
+        flops_per_step=figure(
+            15.4e9, "FLOP", "modelled", 1, method="forward counted; backward from what requires a gradient"
+        )
+        if modules
+        else missing("FLOP", reason, "modelled"),
         flops_per_second=figure(41.2e9, "FLOP/s", "modelled", 46) if modules else missing("FLOP/s", reason, "modelled"),
         modules=tuple(modules),
         profiled_step=4 if modules else None,
@@ -451,7 +471,13 @@ def hostile_answers(name: str = HOSTILE) -> RunAnswers:
     return replace(
         answers,
         identity=replace(
-            answers.identity, name=name, run_id=name, description=name, framework=name, device=name, status_sentence=name
+            answers.identity,
+            name=name,
+            run_id=name,
+            description=name,
+            framework=name,
+            device=name,
+            status_sentence=name,
         ),
         verdict=replace(answers.verdict, headline=name, evidence=(name,), next_step=name),
         findings=rename(answers.findings, title=name, evidence=name, change=name, check=name, section=name),

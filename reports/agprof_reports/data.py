@@ -149,6 +149,7 @@ class Page:
     quality_sentence: str
     quality_mark: str
     findings: tuple[FindingCard, ...]
+    findings_sentence: str
     kpis: tuple[Card, ...]
     sections: tuple[Section, ...]
     agprof_version: str

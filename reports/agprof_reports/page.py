@@ -5,7 +5,15 @@ from statistics import median
 
 from agprof.model.answers import Figure, Finding, RunAnswers
 from agprof.model.format import format_value
-from agprof_reports import charts, tables
+from agprof_reports import tables
+from agprof_reports.charts.communication import collectives
+from agprof_reports.charts.compute import modules
+from agprof_reports.charts.memory import memory_curves, memory_peaks
+from agprof_reports.charts.pieces import DIRECT_LABELS, PHASES, Span, run_span
+from agprof_reports.charts.ranks import own_work
+from agprof_reports.charts.system import silent_curves, system_curves
+from agprof_reports.charts.time import phase_bars, steps_over_run
+from agprof_reports.charts.timeline import timeline
 from agprof_reports.data import Bar, Card, FindingCard, Page, Section, Table
 from agprof_reports.figures import SOURCES, card, shown
 from agprof_reports.tables import StepGroup
@@ -36,7 +44,7 @@ _BOUND_WORDS = {
 def build(answers: RunAnswers) -> Page:
     identity, verdict, quality = answers.identity, answers.verdict, answers.quality
     groups = tables.group_steps(answers.time.steps)
-    run = charts.run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
+    run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
     bar, unit = _step_bar(answers)
     return Page(
         title=identity.name,
@@ -57,6 +65,7 @@ def build(answers: RunAnswers) -> Page:
         quality_sentence=quality.sentence,
         quality_mark="watch" if quality.problems else "good",
         findings=_findings(answers),
+        findings_sentence=_findings_sentence(answers),
         kpis=tuple(card(kpi) for kpi in answers.kpis),
         sections=(
             _time(answers, groups, run),
@@ -112,7 +121,7 @@ def _step_bar(answers: RunAnswers) -> tuple[Bar | None, str]:
     ranks = answers.time.ranks
     if not ranks:
         return None, ""
-    means = {name: sum(rank.parts_ns.get(name, 0.0) for rank in ranks) / len(ranks) for name in charts.PHASES}
+    means = {name: sum(rank.parts_ns.get(name, 0.0) for rank in ranks) / len(ranks) for name in PHASES}
     divisor, unit = scale([sum(means.values())], "ns")
     return Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items())), unit
 
@@ -144,6 +153,15 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
     return tuple(cards)
 
 
+def _findings_sentence(answers: RunAnswers) -> str:
+    count = len(answers.findings)
+    if count:
+        return "One finding." if count == 1 else f"{count} findings, ordered by estimated saving."
+    if not answers.time.steady_steps:
+        return "No finding: without a steady step there is nothing to judge."
+    return "Nothing was found that is worth changing."
+
+
 def _cards(*items: tuple[str, str, Figure, str]) -> tuple[Card, ...]:
     """Cards of a section; none when nothing at all was measured, since the sentence says why."""
     if all(figure.value is None for _, _, figure, _ in items):
@@ -151,23 +169,27 @@ def _cards(*items: tuple[str, str, Figure, str]) -> tuple[Card, ...]:
     return tuple(Card(key=key, label=label, shown=shown(figure), note=note) for key, label, figure, note in items)
 
 
-def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
     time = answers.time
     lines = []
     if time.warmup_steps:
         lines.append(
-            ("", f"{_many(time.warmup_steps, 'warm-up step')} drawn, shaded and left out of statistics ({time.warmup_rule}).")
+            (
+                "",
+                f"{_many(time.warmup_steps, 'warm-up step')} drawn, shaded and left out of statistics "
+                f"({time.warmup_rule}).",
+            )
         )
     if time.profiled_steps:
         numbers = ", ".join(str(step) for step in time.profiled_steps[:12])
         lines.append(("", f"Profiled, hence slower and left out: step {numbers}."))
     drawn = []
     if time.ranks:
-        drawn.append(charts.phase_bars(time))
+        drawn.append(phase_bars(time))
     if groups:
-        drawn.append(charts.steps_over_run(time, groups, run))
+        drawn.append(steps_over_run(time, groups, run))
     if time.timeline:
-        drawn.append(charts.timeline(time))
+        drawn.append(timeline(time))
     return Section(
         key="time",
         title=TITLES["time"],
@@ -197,7 +219,7 @@ def _communication(answers: RunAnswers) -> Section:
             ("exposed_share", "exposed share", found.exposed_share, "of a step"),
             ("total", "total", found.total_per_step, "entry to completion, per step"),
         ),
-        charts=(charts.collectives(found),) if found.rows else (),
+        charts=(collectives(found),) if found.rows else (),
         tables=tuple(shown_tables),
         lines=(("watch" if unseen else "", found.ledger_sentence),) if found.ledger_sentence else (),
     )
@@ -205,7 +227,7 @@ def _communication(answers: RunAnswers) -> Section:
 
 def _compute(answers: RunAnswers) -> Section:
     found = answers.compute
-    lines = ()
+    lines: tuple[tuple[str, str], ...] = ()
     if found.profiled_step is not None and found.modules:
         lines = (("", f"Counted at step {found.profiled_step}, on one micro-step, forward only."),)
     return Section(
@@ -219,18 +241,18 @@ def _compute(answers: RunAnswers) -> Section:
             ("step_flops", "per step", found.flops_per_step, "forward and backward"),
             ("rate", "rate", found.flops_per_second, "per rank"),
         ),
-        charts=(charts.modules(found),) if found.modules else (),
+        charts=(modules(found),) if found.modules else (),
         lines=lines,
     )
 
 
-def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
     found = answers.memory
     drawn = []
     if any(curve.x_ns for curve in found.curves):
-        drawn.append(charts.memory_curves(found, answers.time, groups, run))
+        drawn.append(memory_curves(found, answers.time, groups, run))
     if any(rank.peak.value is not None for rank in found.ranks):
-        drawn.append(charts.memory_peaks(found))
+        drawn.append(memory_peaks(found))
     return Section(
         key="memory",
         title=TITLES["memory"],
@@ -239,16 +261,16 @@ def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span
     )
 
 
-def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: charts.Span) -> Section:
+def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
     found = answers.system
-    silent = charts.silent_curves(found)
+    silent = silent_curves(found)
     return Section(
         key="system",
         title=TITLES["system"],
         sentence=found.sentence or "The sampler left no sample.",
         cards=tuple(card(kpi) for kpi in found.figures),
         lines=(("", f"Zero throughout, hence not drawn: {', '.join(silent)}."),) if silent else (),
-        charts=charts.system_curves(found, groups, run),
+        charts=system_curves(found, groups, run),
     )
 
 
@@ -257,7 +279,7 @@ def _ranks(answers: RunAnswers, groups: tuple[StepGroup, ...]) -> Section:
         key="ranks",
         title=TITLES["ranks"],
         sentence=_ranks_sentence(answers),
-        charts=(charts.own_work(groups),) if groups and len(answers.ranks) > 1 else (),
+        charts=(own_work(groups),) if groups and len(answers.ranks) > 1 else (),
         tables=(tables.ranks(answers.ranks),) if answers.ranks else (),
     )
 
@@ -268,7 +290,7 @@ def _ranks_sentence(answers: RunAnswers) -> str:
         return "No rank left a stream."
     clean_ends = sum(row.ended == "clean" for row in rows)
     ended = (
-        f"{ {1: 'The only rank', 2: 'Both ranks'}.get(len(rows), f'All {len(rows):,} ranks')} ended cleanly"
+        f"{ {1: 'The only rank', 2: 'Both ranks'}.get(len(rows), f'All {len(rows):,} ranks') } ended cleanly"
         if clean_ends == len(rows)
         else f"{clean_ends:,} of {_many(len(rows), 'rank')} ended cleanly"
     )
@@ -288,7 +310,7 @@ def _ranks_sentence(answers: RunAnswers) -> str:
         f"{ended}; rank {slowest[0]} has the most work of its own, {with_unit(work[slowest[0]], 'ns')} a step, "
         f"{excess} above the median rank"
     )
-    if len(work) > charts.DIRECT_LABELS:
+    if len(work) > DIRECT_LABELS:
         others = ", ".join(f"{rank} ({with_unit(work[rank], 'ns')})" for rank in slowest[1:5])
         sentence += f"; then ranks {others}"
     return f"{sentence}."

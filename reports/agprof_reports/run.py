@@ -32,13 +32,17 @@ def render_page(page: Page) -> bytes:
         f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
         "img-src data:; connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
-    text = _environment().get_template("run.html.j2").render(
-        page=page,
-        policy=policy,
-        style=Markup(embed.asset("report.css")),
-        script=Markup(script),
-        plotly=plotly_packed,
-        has_charts=any(section.charts for section in page.sections),
+    text = (
+        _environment()
+        .get_template("run.html.j2")
+        .render(
+            page=page,
+            policy=policy,
+            style=Markup(embed.asset("report.css")),
+            script=Markup(script),
+            plotly=plotly_packed,
+            has_charts=any(section.charts for section in page.sections),
+        )
     )
     return text.encode("utf-8", "replace")
 

@@ -8,8 +8,9 @@ from agprof_reports.text import clean, rounded
 _LABEL_PERCENT = 8.0
 _TALL, _LOW = 24, 12
 _TALL_ROWS = 16
-_NUMBER_PERCENT, _LETTER_PERCENT = 5.5, 0.95
-"""Width from which on a part carries its share, and what each letter of its name takes beside it."""
+_NUMBER_PERCENT, _LETTER_PERCENT, _NARROW_PERCENT = 5.5, 0.95, 10.0
+"""Width from which on a part carries its share, and what each letter of its name takes beside it;
+below the last the share is left out on a narrow screen."""
 
 
 def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
@@ -44,7 +45,7 @@ def _part(name: str, value: float, share: float, at: float, width: float, top: i
     return Markup(
         '<svg x="{at:.3f}%" y="{top}" width="{width:.3f}%" height="{height}"><title>{name}: {value} {unit} '
         '({share:.1%})</title><rect class="fill-{name}" width="100%" height="100%"/>'
-        '<text class="on-{name}" x="6" y="{base:.1f}">'
+        '<text class="on-{name}{small}" x="6" y="{base:.1f}">'
         '<tspan class="name">{text}</tspan>{percent}</text></svg>'
     ).format(
         at=at,
@@ -56,6 +57,7 @@ def _part(name: str, value: float, share: float, at: float, width: float, top: i
         unit=unit,
         share=share,
         base=height / 2 + 3,
+        small="" if width >= _NARROW_PERCENT else " small",
         text=f"{name} " if named else "",
         percent=f"{share:.0%}" if shown else "",
     )

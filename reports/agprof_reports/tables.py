@@ -52,14 +52,14 @@ def _table(key: str, caption: str, items: Sequence[T], fields: Sequence[_Field[T
         values = [field.get(item) for item in items]
         if field.unit is None:
             columns.append(Column(label=field.label, numeric=False, tip=field.tip, code=field.code))
-            filled.append([value if isinstance(value, Cell) else "" if value is None else str(value) for value in values])
+            filled.append(
+                [value if isinstance(value, Cell) else "" if value is None else str(value) for value in values]
+            )
             continue
         numbers = [_number(value) for value in values]
         divisor, unit = scale(numbers, field.unit)
         if field.unit in _MIXABLE and any(y is not None and 0 < abs(y) < divisor * _TOO_SMALL for y in numbers):
-            columns.append(
-                Column(label=field.label, unit="", base_unit=field.unit, source=field.source, tip=field.tip)
-            )
+            columns.append(Column(label=field.label, unit="", base_unit=field.unit, source=field.source, tip=field.tip))
             filled.append([_mixed(value, number, field.unit) for value, number in zip(values, numbers, strict=True)])
             continue
         columns.append(Column(label=field.label, unit=unit, source=field.source, tip=field.tip))
@@ -147,9 +147,7 @@ def steps(groups: Sequence[StepGroup], names: Sequence[str]) -> Table:
         _Field(label="begin", get=lambda g: g.slowest.start_ns / 1e9, unit="s", tip="since the run's first step"),
         _Field(label="slowest rank", get=lambda g: g.slowest.rank, unit="1"),
         _Field(label="its time", get=lambda g: g.slowest.duration_ns, unit="ns", source="measured"),
-        _Field(
-            label="median rank", get=lambda g: median(r.duration_ns for r in g.rows), unit="ns", source="measured"
-        ),
+        _Field(label="median rank", get=lambda g: median(r.duration_ns for r in g.rows), unit="ns", source="measured"),
     ]
     for name in names:
         fields.append(
@@ -201,7 +199,11 @@ def collectives(rows: Sequence[CollectiveRow]) -> Table:
                 tip="time in which the caller stood in it",
             ),
             _Field(
-                label="total", get=lambda r: r.total_ns_per_step, unit="ns", source="measured", tip="entry to completion"
+                label="total",
+                get=lambda r: r.total_ns_per_step,
+                unit="ns",
+                source="measured",
+                tip="entry to completion",
             ),
             _Field(label="share of the step", get=lambda r: r.share, unit="ratio", source="measured", tip="exposed"),
             _Field(label="algorithm bandwidth", get=lambda r: r.algorithm_bandwidth, unit="bytes/s", source="measured"),
@@ -287,9 +289,7 @@ def curves(key: str, caption: str, items: Sequence[Curve]) -> Table:
             _Field(label="samples", get=lambda c: len(known(c)), unit="1", source="counted"),
             _Field(label="gaps", get=lambda c: len(c.y) - len(known(c)), unit="1", source="counted"),
             _Field(label="lowest", get=lambda c: min(known(c), default=None), unit=unit, source="measured"),
-            _Field(
-                label="median", get=lambda c: median(known(c)) if known(c) else None, unit=unit, source="measured"
-            ),
+            _Field(label="median", get=lambda c: median(known(c)) if known(c) else None, unit=unit, source="measured"),
             _Field(label="highest", get=lambda c: max(known(c), default=None), unit=unit, source="measured"),
         ],
     )

@@ -5,13 +5,16 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
+)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run", "--hide-scrollbars", "--remote-debugging-pipe", "--disable-dev-shm-usage",
@@ -25,15 +28,14 @@ class Browser:
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
 
-        def hand_over() -> None:  # Chromium reads commands from 3 and writes answers to 4
-            high = (os.dup(to_browser), os.dup(from_browser))
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
+        # Chromium reads commands from 3 and writes answers to 4
+        shell = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash"]
         self._process = subprocess.Popen(
-            [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=hand_over, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*shell, CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_browser)
         os.close(from_browser)
         self._buffer = b""
@@ -83,7 +85,7 @@ class Browser:
             self.requests.append(params["request"]["url"])
 
     def open(self, path: Path, *, width: int = 1440, height: int = 900, scheme: str = "light") -> None:
-        """Open the file in a window of that size, with fresh lists of problems and requests, and wait for it to load."""
+        """Open the file in a window of that size and wait for it to load; the lists start anew."""
         self.size(width, height)
         self.scheme(scheme)
         self.problems.clear()
@@ -121,9 +123,7 @@ class Browser:
 
     def mouse(self, kind: str, x: float, y: float, button: str = "none") -> None:
         pressed = 1 if button != "none" else 0
-        self.call(
-            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=pressed, clickCount=pressed
-        )
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=pressed, clickCount=pressed)
 
     def picture(self, path: Path, *, full: bool = False) -> None:
         extra: dict[str, Any] = {}

@@ -10,14 +10,14 @@ from agprof.analysis.view import View
 from agprof.model.answers import ComputeAnswer, Figure, ModuleRow
 from agprof.model.format import format_value, percent
 
-_FORWARD = "DeepSpeed's flops profiler around one micro-step of the profile step; multiply-adds x 2"
+_PROFILERS = {"deepspeed": "DeepSpeed's flops profiler", "torch": "torch's flop counter"}
 
 
 def analyse_compute(view: View, step_time: Figure) -> ComputeAnswer:
     """The compute section."""
     tree, step = _tree(view)
     root = tree[0] if tree and tree[0]["parent"] is None else None
-    forward = _forward(root)
+    forward = _forward(view, root)
     flops = _flops_per_step(view, forward)
     rate = _rate(flops, step_time)
     params = _count(view, root, "params", "model.params")
@@ -48,12 +48,16 @@ def _finite(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def _forward(root: dict[str, Any] | None) -> Figure:
+def _forward(view: View, root: dict[str, Any] | None) -> Figure:
+    profiler = _PROFILERS.get(str(view.fact("compute.profiler", "deepspeed")), "a flops profiler")
+    method = f"{profiler} around one micro-step of the profile step; multiply-adds x 2"
     value = _finite(root["forward_flops"]) if root else None
     if value is None:
+        value = _finite(view.fact("compute.forward_flops"))
+    if value is None:
         reason = "the flops profiler did not run" if root is None else "the flops profiler gave no figure"
-        return nothing("FLOP", reason, method=_FORWARD, source="counted")
-    return Figure(value=value, unit="FLOP", source="counted", n=1, method=_FORWARD)
+        return nothing("FLOP", reason, method=method, source="counted")
+    return Figure(value=value, unit="FLOP", source="counted", n=1, method=method)
 
 
 def _flops_per_step(view: View, forward: Figure) -> Figure:
@@ -63,7 +67,7 @@ def _flops_per_step(view: View, forward: Figure) -> Figure:
     )
     method = (
         f"(forward + backward) x micro-steps; forward: {forward.method}; backward: {how}; every micro-step of a "
-        "step is taken to cost what the profiled one did; recomputation is not counted"
+        "step is taken to cost what the profiled one did"
     )
     micro = view.steady["micro_steps"].median()
     reasons = [

@@ -9,7 +9,7 @@ Points = Sequence[tuple[int, float | None]]
 
 
 def thin(points: Points, most: int) -> list[tuple[int, float | None]]:
-    """At most `most` (>= 4) points: of each slice in time order its lowest, its highest, and a gap if it has one.
+    """At most `most` (>= 5) points: of each slice in time order its lowest, its highest, and a gap if it has one.
 
     The first and the last point stay. What has `most` points or fewer comes back unchanged.
     """

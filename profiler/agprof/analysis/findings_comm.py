@@ -112,7 +112,7 @@ def exposed_communication(evidence: Evidence) -> Finding | None:
         title=f"{percent(evidence.share('communication'))} of the step is communication that nothing hides",
         evidence=(
             f"Callers stand {format_value(exposed, 'ns')} of {format_value(evidence.mean_ns, 'ns')} a step in "
-            f"collectives: {by_op}. Most of it: {describe(top)}."
+            f"collectives: {by_op}. Most of it: {describe(top)}.{_waiting(evidence)}"
         ),
         section="communication",
         saving_ns_per_step=saving(
@@ -124,6 +124,15 @@ def exposed_communication(evidence: Evidence) -> Finding | None:
         change=_overlap_keys(evidence),
         check="the share of exposed communication falls while its total stays.",
     )
+
+
+def _waiting(evidence: Evidence) -> str:
+    """How much of the time is waiting for the last rank to enter, where calls could be matched."""
+    matched = evidence.calls.drop_nulls("transfer_ns")
+    total, waiting = int(matched["duration_ns"].sum()), int((matched["duration_ns"] - matched["transfer_ns"]).sum())
+    if not total:
+        return ""
+    return f" {percent(waiting / total)} of the time in collectives is waiting for the last rank to enter."
 
 
 def _by_op(evidence: Evidence) -> str:

@@ -1,6 +1,7 @@
 """What ran, where and how it ended; and its configuration as the report lists it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -19,6 +20,11 @@ _STATUS: dict[str, Status] = {
 }
 _FRAMEWORKS = {"deepspeed": "DeepSpeed", "ddp": "DDP", "fsdp": "FSDP", "plain": "plain PyTorch"}
 _LONGEST = 2000
+_OWN_VARIABLES = ("AGPROF_", "PATH", "PYTHONPATH")
+"""Set by agprof for every run: they explain nothing and hold the machine's paths."""
+_MEASURED = ("compute.", "comm.")
+"""Facts that are results and have their place in other sections."""
+_HOME = re.compile(r"/(?:home|Users)/[^/\s:;,\"']+|/root(?=/)")
 
 
 def identify(view: View) -> Identity:
@@ -129,23 +135,30 @@ def cause_of_end(view: View) -> str | None:
 
 
 def configuration(view: View) -> tuple[tuple[str, str], ...]:
-    """Key and value in order: command, workload, framework, environment, machine, versions."""
+    """Key and value in order: command, workload, environment, machine, facts, versions; home folders as `~`."""
     manifest = view.run.manifest
     rows: list[tuple[str, str]] = []
     for key, label in (("argv", "command"), ("command", "command"), ("launcher", "launcher"), ("git_commit", "commit")):
         if manifest.get(key) is not None:
             rows.append((label, _words(manifest[key])))
     for section in ("workload", "environment_changes", "environment", "host"):
-        rows.extend(_flat(section, _mapping(manifest.get(section))))
+        tree = {key: value for key, value in _mapping(manifest.get(section)).items() if not _is_own(str(key))}
+        rows.extend(_flat(section, tree))
     known: dict[str, Any] = {}
     for _, facts in sorted(view.facts.items(), reverse=True):
         known |= facts
     for key, value in sorted(known.items()):
+        if key.startswith(_MEASURED):
+            continue
         rows.extend(_flat(key, value) if isinstance(value, Mapping) else [(key, _words(value))])
     if manifest.get("python"):
         rows.append(("python", str(manifest["python"])))
     rows.extend((f"package {name}", str(v)) for name, v in _flat("", _mapping(manifest.get("packages"))))
-    return tuple((key[:200], value[:_LONGEST]) for key, value in rows)
+    return tuple((key[:200], _HOME.sub("~", value)[:_LONGEST]) for key, value in rows)
+
+
+def _is_own(variable: str) -> bool:
+    return variable.startswith(_OWN_VARIABLES[0]) or variable in _OWN_VARIABLES
 
 
 def _words(value: Any) -> str:

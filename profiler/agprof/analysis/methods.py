@@ -12,7 +12,8 @@ _METHODS = (
         "phases",
         "Self time on the rank's main thread: of nested phases the inner one counts. Time in which any thread of the "
         "rank stands in a collective is cut out of the phase around it and counts as communication; what no phase "
-        "covers is `other`. The parts of a step add up to the step exactly, per rank.",
+        "covers is `other`. The parts of a step add up to the step exactly, per rank. Shares and parts are means over "
+        "ranks and steady steps, while the step time is a median of the slowest rank: the two differ a little.",
     ),
     (
         "exposed communication",

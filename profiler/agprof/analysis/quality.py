@@ -201,6 +201,7 @@ def _notes(view: View) -> Iterator[str]:
             "durations are exact, times between nodes may be off by milliseconds."
         )
     states = view.tables["sampler_state"].filter((pl.col("state") != "ok") & (pl.col("field") != "self"))
+    states = states.filter(~(pl.col("field").str.starts_with("process.") & pl.col("reason").str.ends_with("has ended")))
     for field, state, reason in (
         states.select("field", "state", "reason").unique().sort("field", "state", "reason").rows()
     ):

@@ -95,7 +95,8 @@ def two_modes(values: Sequence[float]) -> tuple[float, float, float] | None:
             best, cut = between, count
     fast, slow = median(ordered[:cut]), median(ordered[cut:])
     clear = min(cut, n - cut) >= 0.2 * n and slow >= 1.1 * fast and best / variance >= 0.9
-    return (float(fast), float(slow), (n - cut) / n) if clear else None
+    share = sum(value >= ordered[cut] for value in values) / len(values)
+    return (float(fast), float(slow), share) if clear else None
 
 
 def growth(values: Sequence[float]) -> float | None:

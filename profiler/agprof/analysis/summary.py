@@ -21,7 +21,7 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
     lines = [
         _cut(f"{identity.name}: {identity.status_sentence}", width),
         _cut(f"{_ranks(answers)}{f', {where}' if where else ''}", width),
-        _cut(f"median step {format_figure(time.step_time)} ({_steps(answers)})", width),
+        _cut(f"median step {format_figure(time.step_time)}{_left_out(answers)}", width),
         *_wrap(answers.verdict.headline, width, 2),
         *(_finding(finding, width) for finding in answers.findings[:_FINDINGS]),
         *_bar(answers, width),
@@ -54,14 +54,11 @@ def _ranks(answers: RunAnswers) -> str:
     return f"{present} rank{plural}"
 
 
-def _steps(answers: RunAnswers) -> str:
-    time = answers.time
-    parts = [f"{time.steady_steps} steady"]
-    if time.warmup_steps:
-        parts.append(f"{time.warmup_steps} warm-up")
-    if time.profiled_steps:
-        parts.append(f"{len(time.profiled_steps)} profiled")
-    return "steps: " + ", ".join(parts)
+def _left_out(answers: RunAnswers) -> str:
+    """What does not count in the median: ` (left out: 2 warm-up, 1 profiled)`."""
+    counts = {"warm-up": answers.time.warmup_steps, "profiled": len(answers.time.profiled_steps)}
+    parts = [f"{count} {kind}" for kind, count in counts.items() if count]
+    return f" (left out: {', '.join(parts)})" if parts else ""
 
 
 def _finding(finding: Finding, width: int) -> str:

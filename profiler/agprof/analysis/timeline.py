@@ -67,7 +67,11 @@ def _bars(view: View, steps: tuple[int, int], ranks: list[int]) -> pl.DataFrame:
     return (
         pl.concat([_spans(view), _calls(view), _waits(view)])
         .join(windows, on="rank", how="inner")
-        .filter((pl.col("start_ns") < pl.col("end")) & (pl.col("end_ns") > pl.col("begin")))
+        .filter(
+            (pl.col("end_ns") > pl.col("start_ns"))
+            & (pl.col("start_ns") < pl.col("end"))
+            & (pl.col("end_ns") > pl.col("begin"))
+        )
         .with_columns(
             start_ns=pl.max_horizontal("start_ns", "begin") + pl.col("shift") - begin,
             end_ns=pl.min_horizontal("end_ns", "end") + pl.col("shift") - begin,

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from agprof.instruments.import_hooks import ImportHooks
 from agprof.model.settings import ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, InstrumentSettings
@@ -199,12 +199,12 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
             if recorder.device is None and torch.cuda.is_initialized():
                 from agprof.instruments.device import cuda_timer
 
-                at_root.remove(start)
+                at_root.remove(guarded)
                 emit = recorder.writer.rows("device_spans")
                 recorder.device = cuda_timer(torch, recorder.patches, emit, recorder.clock())
 
-        start = cast(Callable[[Any], Any], guard("device", start_timer))
-        at_root.append(start)
+        guarded: Callable[[Any], Any] = guard("device", start_timer)
+        at_root.append(guarded)
 
     def arm_training() -> None:
         from agprof.instruments.deepspeed_engine import EnginePhases

@@ -14,7 +14,7 @@ from agprof.instruments import facts
 from agprof.instruments.comm_dispatcher import DispatcherTap
 from agprof.instruments.comm_groups import Group, Groups
 from agprof.instruments.comm_ops import OPERATIONS, Operation, size_and_dtype
-from agprof.instruments.comm_works import Pending, Works
+from agprof.instruments.comm_works import Pending, Works, pop, push
 from agprof.instruments.ledger import Ledger
 from agprof.instruments.recorder import Recorder
 
@@ -134,9 +134,7 @@ class CommunicationInstrument:
             outermost = thread.depth == 0
             leaves = thread.leaves
             thread.depth += 1
-            nvtx = recorder.nvtx if outermost else None
-            if nvtx is not None:
-                nvtx.push("communication", kind)
+            nvtx = push(recorder, kind) if outermost and recorder.nvtx is not None else None
             start = clock()
             try:
                 result = original(*args, **kwargs)
@@ -144,7 +142,7 @@ class CommunicationInstrument:
                 end = clock()
                 thread.depth -= 1
                 if nvtx is not None:
-                    nvtx.pop()
+                    pop(recorder, nvtx)
             leaf = thread.leaves == leaves
             if leaf:
                 thread.leaves = leaves + 1
@@ -181,7 +179,7 @@ class CommunicationInstrument:
             thread.coalesced.append((kind, size, dtype, device, group))
             return
         if leaf and self._ledger is not None:
-            self._ledger.note(end, group, kind, device, size)
+            self._ledger.note(end, group, operation.call, device, size)
         if not outermost:
             return
         recorder = self._recorder
@@ -222,7 +220,9 @@ class CommunicationInstrument:
         pending = Pending(kind, before, after, len(works), len(works) if watched else 0)
         self._works.follow(works, pending, on_host)
 
-    def note_dispatched(self, kind: str, handle: Any, tensors: Any, scaled: bool, work: Any, start: int) -> None:
+    def note_dispatched(
+        self, kind: str, call: str, handle: Any, tensors: Any, scaled: bool, work: Any, start: int
+    ) -> None:
         """A call that reached c10d's dispatcher around the wrappers."""
         end = self._recorder.clock()
         group = self._groups.get(handle)
@@ -232,7 +232,7 @@ class CommunicationInstrument:
         if scaled and size is not None:
             size *= group.size
         if self._ledger is not None:
-            self._ledger.note(end, group, kind, device, size)
+            self._ledger.note(end, group, call, device, size)
         recorder = self._recorder
         name = self._dtypes.get(dtype) or self._dtype_name(dtype)
         before = (recorder.step, recorder.micro_step, kind, group.name, group.size, size, name, True, start, end)

@@ -7,6 +7,7 @@ call on unchanged and reads the Work that comes back.
 from collections.abc import Callable
 from typing import Any
 
+from agprof.instruments.comm_works import pop, push
 from agprof.instruments.recorder import Recorder
 
 # operator: (kind, position of the tensors whose size counts, position of the group, multiplied by the group's size,
@@ -43,7 +44,7 @@ class DispatcherTap:
         note: Callable[..., None],
         failed: Callable[[str, Exception], None],
     ) -> None:
-        """`note(kind, group, tensors, scaled, work, start_ns)` is called for calls outside any wrapped function."""
+        """`note(kind, call, group, tensors, scaled, work, start_ns)` is called for calls outside wrapped functions."""
         self._torch = torch
         self._c10d = c10d
         self._recorder = recorder
@@ -63,7 +64,7 @@ class DispatcherTap:
             packet = getattr(self._torch.ops.c10d, name, None)
             if packet is None:
                 continue
-            override = self._override(packet.default, *operator)
+            override = self._override(name, packet.default, *operator)
             for key in KEYS:
                 self._library.impl(name, override, key, with_keyset=True)
 
@@ -73,7 +74,7 @@ class DispatcherTap:
             self._library = None
 
     def _override(
-        self, operator: Any, kind: str, tensors: int, group: int, scaled: bool, work: int | None
+        self, name: str, operator: Any, kind: str, tensors: int, group: int, scaled: bool, work: int | None
     ) -> Callable[..., Any]:
         below = self._torch._C._after_autograd_keyset
         recorder, thread = self._recorder, self._thread
@@ -81,19 +82,17 @@ class DispatcherTap:
         def override(keyset: Any, *args: Any, **kwargs: Any) -> Any:
             if thread.depth or not recorder.enabled:
                 return operator.redispatch(keyset & below, *args, **kwargs)
-            nvtx = recorder.nvtx
-            if nvtx is not None:
-                nvtx.push("communication", kind)
+            nvtx = push(recorder, kind)
             start = recorder.clock()
             try:
                 result = operator.redispatch(keyset & below, *args, **kwargs)
             finally:
-                if nvtx is not None:
-                    nvtx.pop()
+                pop(recorder, nvtx)
             try:
                 handle = self._c10d.ProcessGroup.unbox(args[group])
                 done = self._c10d.Work.unbox(result if work is None else result[work])
-                self._note(kind, handle, args[tensors], scaled, done, start)
+                call = "reduce_scatter_list" if name == "reduce_scatter_" else kind
+                self._note(kind, call, handle, args[tensors], scaled, done, start)
             except Exception as error:
                 self._failed(kind, error)
             return result

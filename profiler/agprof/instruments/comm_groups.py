@@ -4,14 +4,20 @@ import weakref
 from typing import Any
 
 # What the flight recorder writes for an operation, where it is not the operation's own name; None: nothing at all.
+# gloo makes an all-reduce of a reduce-scatter, and one for each chunk where the chunks come as a list.
 _RECORDED_BY_GLOO: dict[str, str | None] = {
     "reduce_scatter": "all_reduce",
+    "reduce_scatter_list": "all_reduce",
     "monitored_barrier": None,
     "send": None,
     "recv": None,
     "send_recv": None,
 }
-_RECORDED_BY_NCCL: dict[str, str | None] = {"monitored_barrier": None}
+_RECORDED_BY_NCCL: dict[str, str | None] = {
+    "reduce_scatter_list": "reduce_scatter",
+    "monitored_barrier": None,
+    "send_recv": None,
+}
 
 
 class Group:
@@ -26,13 +32,15 @@ class Group:
         self.backend = backends.get("cuda") or next(iter(backends.values()), "")
         self.device_backend = backends
 
-    def recorded_as(self, kind: str, device: str | None) -> str | None:
-        """The name under which torch's flight recorder keeps an operation of this group; None where it keeps none."""
+    def recorded_as(self, call: str, device: str | None) -> tuple[str, int] | None:
+        """Under which name, and in how many entries, torch's flight recorder keeps a call; None where it does not."""
         backend = self.device_backend.get(device, self.backend) if device is not None else self.backend
         if backend == "gloo":
-            return _RECORDED_BY_GLOO.get(kind, kind)
+            name = _RECORDED_BY_GLOO.get(call, call)
+            return None if name is None else (name, self.size if call == "reduce_scatter_list" else 1)
         if backend == "nccl":
-            return _RECORDED_BY_NCCL.get(kind, kind)
+            name = _RECORDED_BY_NCCL.get(call, call)
+            return None if name is None else (name, 1)
         return None
 
 

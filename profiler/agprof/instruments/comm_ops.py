@@ -17,7 +17,14 @@ class Operation:
     """One function of torch.distributed."""
 
     kind: str
+    """Name in the tables."""
     read: Callable[..., Reading]
+    call: str
+    """Name in the ledger, which has to tell some calls of a kind apart."""
+
+
+def _operation(kind: str, read: Callable[..., Reading], call: str | None = None) -> Operation:
+    return Operation(kind, read, call or kind)
 
 
 def _all_reduce(tensor: Any, op: Any = None, group: Any = None, async_op: bool = False) -> Reading:
@@ -139,36 +146,36 @@ def _objects(position: int) -> Callable[..., Reading]:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "all_reduce": Operation("all_reduce", _all_reduce),
-    "all_reduce_coalesced": Operation("all_reduce", _all_reduce_coalesced),
-    "broadcast": Operation("broadcast", _broadcast),
-    "reduce": Operation("reduce", _reduce),
-    "all_gather": Operation("all_gather", _all_gather),
-    "all_gather_single": Operation("all_gather", _all_gather_single),
-    "all_gather_into_tensor": Operation("all_gather", _all_gather_single),
-    "_all_gather_base": Operation("all_gather", _all_gather_single),
-    "all_gather_coalesced": Operation("all_gather", _all_gather_coalesced),
-    "reduce_scatter": Operation("reduce_scatter", _reduce_scatter),
-    "reduce_scatter_single": Operation("reduce_scatter", _reduce_scatter_single),
-    "reduce_scatter_tensor": Operation("reduce_scatter", _reduce_scatter_single),
-    "_reduce_scatter_base": Operation("reduce_scatter", _reduce_scatter_single),
-    "gather": Operation("gather", _gather),
-    "scatter": Operation("scatter", _scatter),
-    "all_to_all": Operation("all_to_all", _all_to_all),
-    "all_to_all_single": Operation("all_to_all", _all_to_all_single),
-    "barrier": Operation("barrier", _barrier),
-    "monitored_barrier": Operation("monitored_barrier", _monitored_barrier),
-    "send": Operation("send", _send),
-    "isend": Operation("send", _isend),
-    "recv": Operation("recv", _recv),
-    "irecv": Operation("recv", _irecv),
-    "batch_isend_irecv": Operation("send_recv", _batch),
-    "all_gather_object": Operation("all_gather_object", _objects(2)),
-    "gather_object": Operation("gather_object", _objects(3)),
-    "broadcast_object_list": Operation("broadcast_object", _objects(2)),
-    "scatter_object_list": Operation("scatter_object", _objects(3)),
-    "send_object_list": Operation("send_object", _objects(2)),
-    "recv_object_list": Operation("recv_object", _objects(2)),
+    "all_reduce": _operation("all_reduce", _all_reduce),
+    "all_reduce_coalesced": _operation("all_reduce", _all_reduce_coalesced),
+    "broadcast": _operation("broadcast", _broadcast),
+    "reduce": _operation("reduce", _reduce),
+    "all_gather": _operation("all_gather", _all_gather),
+    "all_gather_single": _operation("all_gather", _all_gather_single),
+    "all_gather_into_tensor": _operation("all_gather", _all_gather_single),
+    "_all_gather_base": _operation("all_gather", _all_gather_single),
+    "all_gather_coalesced": _operation("all_gather", _all_gather_coalesced),
+    "reduce_scatter": _operation("reduce_scatter", _reduce_scatter, "reduce_scatter_list"),
+    "reduce_scatter_single": _operation("reduce_scatter", _reduce_scatter_single),
+    "reduce_scatter_tensor": _operation("reduce_scatter", _reduce_scatter_single),
+    "_reduce_scatter_base": _operation("reduce_scatter", _reduce_scatter_single),
+    "gather": _operation("gather", _gather),
+    "scatter": _operation("scatter", _scatter),
+    "all_to_all": _operation("all_to_all", _all_to_all),
+    "all_to_all_single": _operation("all_to_all", _all_to_all_single),
+    "barrier": _operation("barrier", _barrier),
+    "monitored_barrier": _operation("monitored_barrier", _monitored_barrier),
+    "send": _operation("send", _send),
+    "isend": _operation("send", _isend),
+    "recv": _operation("recv", _recv),
+    "irecv": _operation("recv", _irecv),
+    "batch_isend_irecv": _operation("send_recv", _batch),
+    "all_gather_object": _operation("all_gather_object", _objects(2)),
+    "gather_object": _operation("gather_object", _objects(3)),
+    "broadcast_object_list": _operation("broadcast_object", _objects(2)),
+    "scatter_object_list": _operation("scatter_object", _objects(3)),
+    "send_object_list": _operation("send_object", _objects(2)),
+    "recv_object_list": _operation("recv_object", _objects(2)),
 }
 """Functions of torch.distributed by name. A torch that lacks one of them is fine."""
 

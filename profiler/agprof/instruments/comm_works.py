@@ -16,13 +16,37 @@ MAX_OPEN = 4096
 """Rows kept open; the oldest is written as it is when a job keeps more works without ever waiting for them."""
 
 
+def push(recorder: Recorder, name: str) -> Any:
+    """Open an NVTX range; give what this returns to `pop`. None, at no cost, when no tool listens."""
+    nvtx = recorder.nvtx
+    if nvtx is None:
+        return None
+    try:
+        nvtx.push("communication", name)
+    except Exception as error:
+        recorder.nvtx = None  # a domain that missed a push would pop somebody else's range
+        recorder.fault("nvtx", "push", error)
+        return None
+    return nvtx
+
+
+def pop(recorder: Recorder, nvtx: Any) -> None:
+    if nvtx is None:
+        return
+    try:
+        nvtx.pop()
+    except Exception as error:
+        recorder.nvtx = None
+        recorder.fault("nvtx", "pop", error)
+
+
 class Pending:
     """One asynchronous operation. `before` and `after` are the row's columns on both sides of end_ns and wait_ns."""
 
-    __slots__ = ("after", "before", "end_ns", "ends_in_wait", "op", "running", "used", "wait_ns", "waited", "written")
+    __slots__ = ("after", "before", "end_ns", "ends_in_wait", "op", "running", "used", "wait_ns", "written")
 
     def __init__(self, op: str, before: tuple[Any, ...], after: tuple[Any, ...], works: int, used: int) -> None:
-        """`works` is the number of Work objects, `used` the number of them that the caller still holds."""
+        """`works`: Work objects; `used`: those of them that the caller has neither waited for nor let go."""
         self.op = op
         self.before = before
         self.after = after
@@ -31,7 +55,6 @@ class Pending:
         self.end_ns: int | None = None
         self.ends_in_wait = False
         self.wait_ns = 0
-        self.waited = False
         self.written = False
 
 
@@ -48,6 +71,7 @@ class Works:
         """Reentrant: a weak reference's callback may run inside any allocation of the same thread."""
         self._open: dict[int, Pending] = {}
         self._by_work: dict[int, tuple[Any, Pending]] = {}
+        self._waited_for: set[int] = set()
 
     def follow(self, works: list[Any], pending: Pending, completes_on_host: bool) -> None:
         """Watch `works`; `pending` was made for exactly these."""
@@ -80,12 +104,15 @@ class Works:
 
     def _let_go(self, key: int, pending: Pending, _reference: Any) -> None:
         self._by_work.pop(key, None)
-        pending.used -= 1
-        self._settle(pending)
+        if key in self._waited_for:
+            self._waited_for.discard(key)
+        else:
+            pending.used -= 1
+            self._settle(pending)
 
     def _settle(self, pending: Pending) -> None:
         # Never complete and let go: written at the end, with an unknown end.
-        if pending.end_ns is not None and (pending.waited or pending.used <= 0):
+        if pending.end_ns is not None and pending.used <= 0:
             self._write(pending)
 
     def _write(self, pending: Pending) -> None:
@@ -107,9 +134,7 @@ class Works:
                 if known is None or guarded() or not recorder.enabled:
                     return original(work, *args, **kwargs)
                 pending = known[1]
-                nvtx = recorder.nvtx
-                if nvtx is not None:
-                    nvtx.push("communication", f"wait {pending.op}")
+                nvtx = push(recorder, f"wait {pending.op}") if recorder.nvtx is not None else None
                 start = self._clock()
                 done = False
                 try:
@@ -118,10 +143,9 @@ class Works:
                     return result
                 finally:
                     end = self._clock()
-                    if nvtx is not None:
-                        nvtx.pop()
+                    pop(recorder, nvtx)
                     try:
-                        self._waited(pending, start, end, done)
+                        self._waited(id(work), pending, start, end, done)
                     except Exception as error:
                         self._failed("wait", error)
 
@@ -129,11 +153,12 @@ class Works:
 
         return make
 
-    def _waited(self, pending: Pending, start: int, end: int, done: bool) -> None:
+    def _waited(self, key: int, pending: Pending, start: int, end: int, done: bool) -> None:
         pending.wait_ns += end - start
         self._wait_rows((self._recorder.step, pending.op, start, end, threading.get_ident()))
-        if done:
-            pending.waited = True
+        if done and key not in self._waited_for:
+            self._waited_for.add(key)
+            pending.used -= 1
             if pending.ends_in_wait:
                 pending.end_ns = end
             self._settle(pending)
@@ -143,3 +168,4 @@ class Works:
         for pending in list(self._open.values()):
             self._write(pending)
         self._by_work.clear()
+        self._waited_for.clear()

@@ -6,6 +6,7 @@ every rank, because the others wait for this one.
 
 import os
 import sys
+import weakref
 from typing import Any
 
 from agprof.instruments.flops_counters import DeepSpeedCounter, TorchCounter
@@ -22,141 +23,168 @@ class FlopsInstrument:
     def __init__(self, recorder: Recorder, torch: Any) -> None:
         self._recorder = recorder
         self._torch = torch
-        self._roots: list[Any] = []
+        self._step = recorder.settings.profile_step
+        self._counts_here = os.environ.get("RANK", "0") == "0"
+        self._roots: list[weakref.ref[Any]] = []
         self._waiting: list[Any] = []
         self._session: _Session | None = None
-        self._step = recorder.settings.profile_step
-        self._mine = os.environ.get("RANK", "0") == "0"
-        self._begin = recorder.guard(INSTRUMENT, self._do_begin)
-        self._finish = recorder.guard(INSTRUMENT, self._do_finish)
         self._armed = False
+        self._begin = recorder.guard(INSTRUMENT, self._do_begin)
+        self._finish = recorder.guard(INSTRUMENT, self._do_finish, ends=True)
+        self._at_root = recorder.guard(INSTRUMENT, self._do_at_root)
 
     def arm(self) -> None:
         if self._step is None:
             return
         self._armed = True
         recorder = self._recorder
-        recorder.on_step_end.append(recorder.guard(INSTRUMENT, self._step_ended))
-        recorder.patches.on_undo(self._stop_waiting)
-        recorder.patches.on_undo(self._abandon)
+        recorder.on_step_end.append(recorder.guard(INSTRUMENT, self._step_ended, ends=True))
+        recorder.patches.on_undo(self._clean_up)
         if self._step == recorder.step:
             recorder.profiled = True
 
     def on_root(self, module: Any) -> None:
         """A module was called from outside any other for the first time; the call is in progress."""
+        self._at_root(module)
+
+    def _do_at_root(self, module: Any) -> None:
         _record_sharding(self._recorder, module)
         target = _inner(module)
-        if not self._armed or any(target is known for known in self._roots):
+        if not self._armed or any(root() is target for root in self._roots):
             return
-        self._roots.append(target)
-        if self._mine and self._recorder.step == self._step and self._session is None:
-            if target is module:
-                self._begin(target)
-            else:
-                self._wait_for(target)
+        self._roots.append(weakref.ref(target))
+        if self._recorder.step != self._step or self._session is not None:
+            return
+        if target is module:
+            self._begin(target)
+        else:
+            self._wait_for(target)
 
     def _step_ended(self, ended: int) -> None:
-        if self._step is None:
+        if not self._armed or self._step is None:
             return
         if ended + 1 == self._step:
             self._recorder.profiled = True
-            if self._mine and self._roots:
-                self._wait_for(max(self._roots, key=_importance))
-        elif ended == self._step:
-            self._stop_waiting()
-            self._roots.clear()
+            alive = [root for root in (reference() for reference in self._roots) if root is not None]
+            if alive:
+                self._wait_for(max(alive, key=_importance))
+        elif ended >= self._step:
             self._armed = False
+            self._clean_up()
 
     def _wait_for(self, target: Any) -> None:
-        self._waiting.append(target.register_forward_pre_hook(lambda module, _inputs: self._begin(module)))
+        if self._counts_here:
+            self._waiting.append(target.register_forward_pre_hook(lambda module, _inputs: self._begin(module)))
 
-    def _stop_waiting(self) -> None:
+    def _clean_up(self) -> None:
         for handle in self._waiting:
             handle.remove()
         self._waiting.clear()
+        self._roots.clear()
+        session, self._session = self._session, None
+        if session is not None:
+            session.restore()
+            session.dispose()
 
     def _do_begin(self, target: Any) -> None:
-        if self._session is not None:
+        # A forward without gradients (generation, evaluation) is not the one that a training step is made of.
+        if self._session is not None or not self._counts_here or not self._torch.is_grad_enabled():
             return
-        self._stop_waiting()
+        for handle in self._waiting:
+            handle.remove()
+        self._waiting.clear()
         if _is_compiled(target):
-            self._recorder.fact("compute.profiler", None)
-            self._recorder.fact("compute.profiler_absent", "the model is compiled; counting would compile it anew")
             self._armed = False
+            self._recorder.fact("compute.profiler_absent", "the model is compiled, and counting would compile it anew")
             return
         self._session = _Session(self._recorder, self._torch, target, self._finish)
+        self._session.start()
 
     def _do_finish(self) -> None:
-        session = self._session
-        if session is not None and not session.closed:
-            session.close()
-
-    def _abandon(self) -> None:
-        if self._session is not None and not self._session.closed:
-            self._session.close(keep=False)
+        if self._session is not None:
+            self._session.finish()
 
 
 class _Session:
     """One profiled forward."""
 
     def __init__(self, recorder: Recorder, torch: Any, target: Any, finish: Any) -> None:
+        """`finish` is called when the forward ends, also by an exception."""
         self._recorder = recorder
-        self._target = target
-        self._step = recorder.step
-        self.closed = False
         self._torch = torch
+        self._target = target
+        self._finish = finish
+        self._step = recorder.step
         self._totals = Totals(torch)
+        self._watch = ModuleWatch(recorder.clock)
+        self._counter: Any = None
         self._checkpoint: Any = sys.modules.get("torch.utils.checkpoint")
         self._checkpoint_function: Any = None
-        self._watch = ModuleWatch(target, recorder.clock)
-        self._counter: Any = None
         self._handle: Any = None
+        self._over = False
+
+    def start(self) -> None:
+        """Runs inside the target's pre-hooks: what is registered there now misses the call in progress."""
         try:
+            self._watch.attach(self._target)
             self._start_counter()
+            self._watch.enter(self._target, ())
             if self._checkpoint is not None:
                 self._checkpoint_function = self._checkpoint.CheckpointFunction
-                watch = CheckpointWatch(self._checkpoint_function, self._totals, torch)
+                watch = CheckpointWatch(self._checkpoint_function, self._totals, self._torch)
                 vars(self._checkpoint)["CheckpointFunction"] = watch
-            self._watch.enter(target, ())  # its hook on the root misses the call in progress
-            # Registered last: the counter's own hooks on the root's end must have run before.
-            self._handle = target.register_forward_hook(lambda *_: finish(), always_call=True)
+            # Registered last: the other hooks on the target's end must have run before.
+            finish = self._finish
+            self._handle = self._target.register_forward_hook(lambda *_: finish(), always_call=True)
         except BaseException:
-            self.close(keep=False)
+            self.restore()
+            self.dispose()
             raise
 
     def _start_counter(self) -> None:
         kinds: list[Any] = [DeepSpeedCounter, TorchCounter] if "deepspeed" in sys.modules else [TorchCounter]
         for number, kind in enumerate(kinds):
             try:
-                self._counter = kind(self._torch, self._target, self._totals, self._watch)
-                self._counter.start()
+                counter = kind(self._torch, self._target, self._totals, self._watch)
+                counter.start()
+                self._counter = counter
                 return
             except Exception as error:
-                self._counter = None
                 if number + 1 == len(kinds):
                     raise
                 self._recorder.fault(INSTRUMENT, f"{kind.name} counter", error)
 
-    def close(self, keep: bool = True) -> None:
-        """Put everything back; with `keep`, write what was counted."""
-        self.closed = True
-        try:
-            if self._counter is not None:
-                self._counter.stop()
-        finally:
-            if self._checkpoint_function is not None:
-                vars(self._checkpoint)["CheckpointFunction"] = self._checkpoint_function
-            self._watch.remove()
-            if self._handle is not None:
-                self._handle.remove()
-        if self._counter is None:
+    def finish(self) -> None:
+        """The forward ended."""
+        if self._over:
             return
+        self.restore()
+        if not self._watch.calls.get(id(self._target)):
+            return  # it raised: torch is iterating over the target's hooks, so they stay until the step's end
         try:
-            # A forward that raised never left the root.
-            if keep and self._watch.calls.get(id(self._target)):
-                self._write()
+            self._counter.stop()
+            self._write()
         finally:
+            self.dispose()
+
+    def restore(self) -> None:
+        """Give torch its functions back. Touches no hooks of modules."""
+        self._over = True
+        if self._checkpoint_function is not None:
+            vars(self._checkpoint)["CheckpointFunction"] = self._checkpoint_function
+            self._checkpoint_function = None
+        if self._counter is not None:
+            self._counter.restore()
+
+    def dispose(self) -> None:
+        """Take all hooks away. Safe to call twice."""
+        self._watch.remove()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        if self._counter is not None:
             self._counter.end()
+            self._counter = None
 
     def _write(self) -> None:
         recorder = self._recorder

@@ -46,7 +46,7 @@ class DeepSpeedCounter:
         try:
             self._profiler.start_profile()
         except Exception:
-            self._restore()
+            self.restore()
             raise
         finally:
             self._code.wrapFunc = original
@@ -57,16 +57,17 @@ class DeepSpeedCounter:
                 hook(self._root, ())
 
     def stop(self) -> None:
-        """Restore torch's functions. The counts stay readable until `end`."""
+        """Take the hooks away. The counts stay readable until `end`."""
         try:
             self._profiler.stop_profile()
         finally:
-            self._restore()
-            self._code.module_flop_count.clear()
-            self._code.module_mac_count.clear()
+            self.restore()
 
-    def _restore(self) -> None:
-        """What the profiler leaves behind: wrappers after a failure, and methods that Tensor inherits as its own."""
+    def restore(self) -> None:
+        """Undo what the profiler does to torch's functions, and what its own undoing leaves behind: methods that
+        torch.Tensor inherits, as its own ones."""
+        self._code.module_flop_count.clear()
+        self._code.module_mac_count.clear()
         for owner, saved in self._saved:
             for name, value in list(vars(owner).items()):
                 if id(value) not in self._ours or saved.get(name) is value:
@@ -85,6 +86,7 @@ class DeepSpeedCounter:
             self._profiler.end_profile()
         finally:
             self._code.logger.disabled = previous
+            self.restore()
 
     def _wrap(self, function: Any, formula: Any) -> Any:
         """In the place of DeepSpeed's wrapFunc, with the same bookkeeping, by which it restores the function."""
@@ -129,6 +131,7 @@ class TorchCounter:
         self._totals = totals
         self._watch = watch
         self._own: dict[int, float] = {}
+        self._entered = False
         from torch.utils import flop_counter
 
         registry = {**flop_counter.flop_registry, **_cpu_attention(torch, flop_counter)}
@@ -139,9 +142,15 @@ class TorchCounter:
 
     def start(self) -> None:
         self._mode.__enter__()
+        self._entered = True
 
     def stop(self) -> None:
-        self._mode.__exit__(None, None, None)
+        self.restore()
+
+    def restore(self) -> None:
+        if self._entered:
+            self._entered = False
+            self._mode.__exit__(None, None, None)
 
     def own_flops(self, module: Any) -> float:
         return self._own.get(id(module), 0.0)

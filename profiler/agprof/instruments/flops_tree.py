@@ -7,12 +7,14 @@ from typing import Any
 class ModuleWatch:
     """Counts and times the calls of every module, through hooks of its own."""
 
-    def __init__(self, root: Any, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._stack: list[tuple[Any, int]] = []
         self.calls: dict[int, int] = {}
         self.duration_ns: dict[int, int] = {}
         self._handles: list[Any] = []
+
+    def attach(self, root: Any) -> None:
         for module in root.modules():
             self._handles.append(module.register_forward_pre_hook(self.enter))
             self._handles.append(module.register_forward_hook(self.leave))

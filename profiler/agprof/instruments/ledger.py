@@ -43,7 +43,7 @@ _ITEM_BYTES = {
 }  # fmt: skip
 
 Event = tuple[int, Group, str, str | None, int | None]
-"""(end of the call, group, kind, device type, bytes)"""
+"""(end of the call, group, call, device type, bytes)"""
 Key = tuple[str, str]
 """(group's name, kind as recorded)"""
 
@@ -67,10 +67,10 @@ class Ledger:
             return None
         return Ledger(recorder, torch, entries)
 
-    def note(self, end: int, group: Group, kind: str, device: str | None, size: int | None) -> None:
+    def note(self, end: int, group: Group, call: str, device: str | None, size: int | None) -> None:
         """A call that the backend executed."""
-        self._seen.append((end, group, kind, device, size))
-        key = (group, kind, device)
+        self._seen.append((end, group, call, device, size))
+        key = (group, call, device)
         counter = self._counts.get(key)
         if counter is None:
             counter = self._counts.setdefault(key, itertools.count())
@@ -83,7 +83,8 @@ class Ledger:
         overflowed = [ring for ring in rings if min(entry["record_id"] for entry in ring) > 0]
         since = max((min(entry["time_created_ns"] for entry in ring) - offset for ring in overflowed), default=0)
         recorded = _recorded(
-            entry for ring in rings for entry in ring if not since or entry["time_created_ns"] - offset >= since
+            (entry for ring in rings for entry in ring if not since or entry["time_created_ns"] - offset >= since),
+            self._sizes(),
         )
         seen = self._seen_since(since)
         for key in sorted({*recorded, *seen}):
@@ -102,36 +103,44 @@ class Ledger:
 
     def _seen_total(self) -> int:
         """Calls of the whole run that the flight recorder should have."""
-        return sum(
-            next(counter)
-            for (group, kind, device), counter in self._counts.items()
-            if group.recorded_as(kind, device) is not None
-        )
+        total = 0
+        for (group, call, device), counter in self._counts.items():
+            recorded = group.recorded_as(call, device)
+            total += next(counter) * recorded[1] if recorded is not None else 0
+        return total
 
     def _seen_since(self, since: int) -> dict[Key, tuple[int, int]]:
         """Our calls that ended at `since` or later: the oldest recorded entry was made inside one of them."""
         totals: dict[Key, tuple[int, int]] = {}
-        for end, group, kind, device, size in self._seen:
-            name = group.recorded_as(kind, device) if end >= since else None
-            if name is not None:
-                _add(totals, (group.name, name), size or 0)
+        for end, group, call, device, size in list(self._seen):
+            recorded = group.recorded_as(call, device) if end >= since else None
+            if recorded is not None:
+                _add(totals, (group.name, recorded[0]), recorded[1], size or 0)
         return totals
 
+    def _sizes(self) -> dict[str, int]:
+        """Ranks of each group that was used."""
+        return {group.name: group.size for group, _, _ in self._counts}
 
-def _recorded(entries: Iterable[dict[str, Any]]) -> dict[Key, tuple[int, int]]:
+
+def _recorded(entries: Iterable[dict[str, Any]], group_sizes: dict[str, int]) -> dict[Key, tuple[int, int]]:
     totals: dict[Key, tuple[int, int]] = {}
     for entry in entries:
         kind = entry["profiling_name"].partition(":")[2].split(" ")[0]
         kind = _KINDS.get(kind, kind)
         if kind == "coalesced":
             continue  # a bracket around entries of its own
-        _add(totals, (label(*entry["process_group"]), kind), _bytes(entry))
+        group = label(*entry["process_group"])
+        _add(totals, (group, kind), 1, _bytes(entry, kind, group_sizes.get(group, 1)))
     return totals
 
 
-def _bytes(entry: dict[str, Any]) -> int:
-    """The larger side: gathered output, scattered input; both are the same elsewhere."""
-    return max(_side(entry["input_sizes"], entry["input_dtypes"]), _side(entry["output_sizes"], entry["output_dtypes"]))
+def _bytes(entry: dict[str, Any], kind: str, ranks: int) -> int:
+    """The bytes as the table `collectives` has them. Ranks that are not the root record only their own piece."""
+    into, out = _side(entry["input_sizes"], entry["input_dtypes"]), _side(entry["output_sizes"], entry["output_dtypes"])
+    if kind in {"all_gather", "gather"}:
+        return into * ranks
+    return out * ranks if kind in {"scatter", "reduce_scatter"} else into
 
 
 def _side(sizes: list[list[int]], dtypes: list[str]) -> int:
@@ -144,6 +153,6 @@ def _side(sizes: list[list[int]], dtypes: list[str]) -> int:
     return total
 
 
-def _add(totals: dict[Key, tuple[int, int]], key: Key, size: int) -> None:
-    count, before = totals.get(key, (0, 0))
-    totals[key] = (count + 1, before + size)
+def _add(totals: dict[Key, tuple[int, int]], key: Key, count: int, size: int) -> None:
+    count_before, size_before = totals.get(key, (0, 0))
+    totals[key] = (count_before + count, size_before + size)

@@ -27,8 +27,8 @@ LOCK = "lock"
 """torch's name of a build's lock file. Its builder keeps it open as long as it builds."""
 BUILT = ".agprof-built"
 """Written by us when an op was built and loaded; a library without it may be half a link."""
-ANNOUNCE_S = 5.0
-_POLL_S = 0.1
+ANNOUNCE_S = 10.0
+_POLL_S = 0.2
 _LAST_LINES = 15
 
 
@@ -256,14 +256,31 @@ def _build_command(python: str, op: Op) -> list[str]:
     return [python, "-P", "-c", program]
 
 
+def _wait_for_others(target: Path, say: Say) -> None:
+    """Wait until nobody else builds in `target`: a job of another kind, or the compilers that a killed build left.
+
+    torch would wait as well, but not notice when the lock's owner dies, and never build afterwards.
+    """
+    begin = announced = time.monotonic()
+    while (target / LOCK).exists():
+        if remove_stale_locks(target.parent, say=say):
+            continue
+        time.sleep(_POLL_S)
+        now = time.monotonic()
+        if now - announced >= ANNOUNCE_S:
+            announced = now
+            say(f"DeepSpeed ops: waiting for another build of {target.name}, {now - begin:.0f} s")
+
+
 def _build(
     op: Op, command: list[str], folder: Path, environ: Mapping[str, str], say: Say, *, position: str
 ) -> str | None:
     """Build one op; None, or why it failed."""
-    say(f"DeepSpeed ops: compiling {op.name} ({position}), once per machine; half a minute to two")
-    begin = time.monotonic()
     target = folder / op.name
     target.mkdir(parents=True, exist_ok=True)
+    _wait_for_others(target, say)
+    say(f"DeepSpeed ops: compiling {op.name} ({position}), once per machine; half a minute to two")
+    begin = time.monotonic()
     log = target / "build.log"
     # The accelerator is named, or DeepSpeed would build for a GPU that is not asked for here.
     env = {**environ, "TORCH_EXTENSIONS_DIR": str(folder), "DS_ACCELERATOR": "cpu"}
@@ -313,6 +330,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgprofError as error:
         say(f"agprof: {error}")
         return error.exit_code
+    except KeyboardInterrupt:
+        say("DeepSpeed ops: stopped; what was built is kept")
+        return 130
     for note in ready.notes:
         say(f"DeepSpeed ops: {note}")
     if not ready.missing:

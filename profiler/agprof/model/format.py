@@ -11,6 +11,7 @@
 """
 
 import math
+from decimal import Decimal
 
 from agprof.model.answers import Figure
 
@@ -41,11 +42,15 @@ def significant(value: float) -> str:
     >>> significant(1234.5), significant(12.345), significant(0.0012345), significant(0)
     ('1,230', '12.3', '0.00123', '0')
     """
+    return f"{_rounded(value, 3):,f}"
+
+
+def _rounded(value: float, digits: int) -> Decimal:
+    """`value` with that many significant digits; trailing ones before the point are zeros, as in 1,230."""
     if value == 0:
-        return "0"
-    rounded = float(f"{value:.3g}")
-    digits = 2 - math.floor(math.log10(abs(rounded)))
-    return f"{rounded:,.{max(0, digits)}f}"
+        return Decimal(0)
+    rounded = Decimal(f"{value:.{digits - 1}e}")
+    return rounded if rounded.as_tuple().exponent != 0 else rounded.to_integral()
 
 
 def percent(ratio: float) -> str:
@@ -54,11 +59,8 @@ def percent(ratio: float) -> str:
     >>> percent(0.384), percent(0.0384), percent(1.2), percent(0)
     ('38 %', '3.8 %', '120 %', '0 %')
     """
-    value = float(f"{ratio * 100:.2g}") if abs(ratio) < 1 else float(f"{ratio * 100:.3g}")
-    if value == 0:
-        return "0 %"
-    digits = 1 - math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(0, digits)}f} %"
+    digits = 2 if abs(ratio) < 1 else 3
+    return f"{_rounded(ratio, digits).scaleb(2):,f} %"
 
 
 def scale_of(value: float, unit: str) -> tuple[float, str]:
@@ -82,9 +84,11 @@ def _is_number(value: float | None) -> bool:
 
 
 def _number(value: float, unit: str, divisor: float) -> str:
-    if unit == "1" and float(value).is_integer():
-        return f"{int(value):,}"
-    return significant(value / divisor)
+    """Whole numbers that need no scaling are given whole: `1,234,567` parameters, `4 B`, `40 ns`."""
+    scaled = value / divisor
+    if float(scaled).is_integer() and (unit == "1" or (divisor == 1 and abs(scaled) < 1000)):
+        return f"{int(scaled):,}"
+    return significant(scaled)
 
 
 def format_value(value: float | None, unit: str) -> str:

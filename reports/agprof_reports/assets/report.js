@@ -35,19 +35,23 @@
     element.dataset.tip = element.title;
     element.removeAttribute("title");
   }
-  const showTip = (event) => {
-    const element = event.target.closest?.("[data-tip]");
-    if (!element) { tip.hidden = true; return; }
-    tip.textContent = element.dataset.tip;
-    tip.hidden = false;
-    const at = element.getBoundingClientRect(), size = tip.getBoundingClientRect();
+  let owner = null;
+  const placeTip = () => {
+    if (!owner) return;
+    const at = owner.getBoundingClientRect(), size = tip.getBoundingClientRect();
     tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
     tip.style.top = `${at.bottom + 8 + size.height > innerHeight ? at.top - size.height - 8 : at.bottom + 8}px`;
   };
+  const showTip = (event) => {
+    owner = event.target.closest?.("[data-tip]") ?? null;
+    tip.hidden = !owner;
+    tip.textContent = owner?.dataset.tip ?? "";
+    placeTip();
+  };
   document.addEventListener("mouseover", showTip);
   document.addEventListener("focusin", showTip);
-  document.addEventListener("focusout", () => { tip.hidden = true; });
-  document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  document.addEventListener("focusout", () => { tip.hidden = true; owner = null; });
+  document.addEventListener("scroll", placeTip, { passive: true, capture: true });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
   // --- tables --------------------------------------------------------------------------------------------------
@@ -161,7 +165,8 @@
   const coloured = (value, look, inColour = false) => {
     if (typeof value === "string") return inColour && value.startsWith("$") ? look(value.slice(1)) : value;
     if (Array.isArray(value)) {
-      if (!inColour && (value.length === 0 || typeof value[0] !== "object" || value[0] === null)) return value;
+      const plain = value.length === 0 || typeof value[0] !== "object" || value[0] === null;
+      if (!inColour && plain) return value.length < 8 ? [...value] : value; // plotly writes into ranges
       return value.map((item) => coloured(item, look, inColour));
     }
     if (value === null || typeof value !== "object") return value;
@@ -210,8 +215,12 @@
     const spec = specs.get(plot);
     const narrow = plot.clientWidth < 520;
     const layout = merged(base(Number(plot.dataset.height)), spec.layout);
-    if (narrow && layout.margin.l > 124) layout.margin = { ...layout.margin, l: 124 };
-    if (narrow && layout.margin.r > 84) layout.margin = { ...layout.margin, r: 84 };
+    if (narrow) { // less room at the sides, and no names over the shades
+      layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 152), r: Math.min(layout.margin.r, 72) };
+      layout.annotations = layout.annotations?.filter((note) => note.yref !== "paper");
+      layout.font = { ...layout.font, size: 11 };
+      layout.yaxis = merged({ tickfont: { size: 11 } }, layout.yaxis);
+    }
     if (range && axisOf(plot) === "run") layout.xaxis = { ...layout.xaxis, range: [...range], autorange: false };
     if (layout.yaxis2) layout.yaxis2 = merged(axis, layout.yaxis2);
     return coloured({ data: spec.data, layout }, look);

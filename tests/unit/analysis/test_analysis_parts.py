@@ -1,5 +1,6 @@
 """The parts of a step against a brute force that paints every nanosecond."""
 
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -50,7 +51,7 @@ def steps_of(borders: dict[int, list[int]]) -> pl.DataFrame:
     rows = []
     for rank, times in borders.items():
         ordered = sorted(times)
-        for step, (start, end) in enumerate(zip(ordered, ordered[1:], strict=False)):
+        for step, (start, end) in enumerate(pairwise(ordered)):
             rows.append({"rank": rank, "step": step, "start_ns": start, "end_ns": end})
     return frame("steps", rows)
 

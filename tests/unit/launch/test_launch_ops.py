@@ -137,6 +137,24 @@ def test_a_compiler_at_work_in_the_folder_keeps_the_lock(tmp_path):
         worker.communicate()
 
 
+def test_a_build_waits_for_the_compilers_that_a_killed_build_left(tmp_path, tools, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / LOCK).touch()
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], cwd=tmp_path / "one", stdin=subprocess.PIPE)
+    monkeypatch.setattr(ops, "ANNOUNCE_S", 0.0)
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "waiting for another build of one" in line:
+            worker.communicate(b"done\n")
+
+    ready = prepare_ops(tmp_path, environ=tools, say=say, ops=FAKE[:1], build_command=command)
+    assert ready.built == ("one",)
+    assert worker.returncode == 0
+    assert any("removed the lock" in line for line in said)
+
+
 def test_a_library_without_our_mark_is_not_trusted(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "one.so").touch()

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ MODULE = "agprof_workloads.anomalygpt.train"
 SOURCES = [str(Path(train.__file__).parents[2])]
 
 
-def start(cache: Path, *arguments: str, launcher: tuple[str, ...] = (), **env: str) -> subprocess.CompletedProcess[str]:
+def start(cache: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     }
-    environment |= {"AGPROF_CACHE": str(cache), "OMP_NUM_THREADS": "1"} | env
+    environment |= {"AGPROF_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([*SOURCES, *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, *launcher, "-m", MODULE, "--no-native-ops", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
@@ -32,20 +33,12 @@ def cache(miniature_root: Path) -> Path:
 
 def test_the_same_seed_gives_the_same_losses(cache: Path, tmp_path: Path) -> None:
     # the second run is other in what must not matter: where images are prepared, and that weights are saved
-    runs = [
-        start(cache, "--steps", "4", "--loss-log", str(tmp_path / "a"), "--workers", "1"),
-        start(
-            cache,
-            "--steps",
-            "4",
-            "--loss-log",
-            str(tmp_path / "b"),
-            "--workers",
-            "0",
-            "--save-dir",
-            str(tmp_path / "w"),
-        ),
-    ]
+    choices = (
+        ("--loss-log", str(tmp_path / "a"), "--workers", "1"),
+        ("--loss-log", str(tmp_path / "b"), "--workers", "0", "--save-dir", str(tmp_path / "w")),
+    )
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda choice: start(cache, "--steps", "4", *choice), choices))
     assert [run.returncode for run in runs] == [0, 0], runs[0].stderr + runs[1].stderr
     first, second = ((tmp_path / name).read_text().splitlines() for name in "ab")
     assert first == second

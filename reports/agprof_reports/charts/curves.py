@@ -1,0 +1,178 @@
+"""Curves over the run's time: lines with direct labels for few, a heat map for many."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from agprof.model.answers import Curve
+from agprof_reports import tables
+from agprof_reports.charts.pieces import (
+    DASHES,
+    DIRECT_LABELS,
+    RUN_MARGIN,
+    Point,
+    Span,
+    chart_title,
+    direct_labels,
+    row_axis,
+    seconds,
+    short,
+    step_marks,
+    time_axis,
+)
+from agprof_reports.data import Chart, Table
+from agprof_reports.tables import StepGroup
+from agprof_reports.text import label, scale
+
+DRAWN_POINTS = 800
+OWNER = re.compile(r"^(?:(?:rank|node|GPU) \d+ )+")
+GPU = re.compile(r"^(?:node \d+ )?GPU \d+ ")
+
+
+def _owner(curve: Curve) -> str:
+    """`rank 0` of `rank 0 CPU`: what tells it from the other curves of its chart."""
+    found = OWNER.match(curve.label)
+    return found.group().strip() if found else curve.label
+
+
+def curves_chart(
+    key: str,
+    title: str,
+    curves: Sequence[Curve],
+    groups: Sequence[StepGroup],
+    run: Span,
+    height: int,
+    *,
+    titled: bool = True,
+) -> Chart:
+    unit_of = curves[0].unit if curves else "1"
+    divisor, unit = scale((y for curve in curves for y in curve.y), unit_of)
+    table = tables.curves(f"table-{key}", title, curves)
+    if len(curves) > DIRECT_LABELS:
+        return _heat(key, title, curves, (divisor, unit), run, table, titled=titled)
+    marks = step_marks(groups, named=False)
+    drawn = [_thin(curve, divisor) for curve in curves]
+    top = max((y for points in drawn for _, y in points if y is not None), default=0.0) * 1.1 or 1.0
+    low = min((y for points in drawn for _, y in points if y is not None), default=0.0)
+    span = [min(low * 1.1, 0.0), top]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": label(curve.label),
+            "x": [x for x, _ in points],
+            "y": [y for _, y in points],
+            "line": {"width": 1.5, "color": "$ink" if i == 0 else f"$ink-{i}", "dash": DASHES[i % len(DASHES)]},
+            "connectgaps": False,
+            "hovertemplate": f"%{{y:.3r}} {unit}",
+        }
+        for i, (curve, points) in enumerate(zip(curves, drawn, strict=True))
+    ]
+    names = [label(_owner(curve), 20) for curve in curves]
+    room = height - (48 if titled else 32)
+    direct = direct_labels(names, drawn, span, room) if len(curves) > 1 else []
+    cut = any(len(points) < len(curve.x_ns) for curve, points in zip(curves, drawn, strict=True))
+    return Chart(
+        key=key,
+        title=chart_title(title, unit),
+        description=f"Lines over time: {title}, one per {'rank' if len(curves) > 1 else 'node'}.",
+        height=height,
+        spec={
+            "data": data,
+            "layout": {
+                "xaxis": time_axis(run, titled=titled),
+                "yaxis": {"range": span, "fixedrange": True, "nticks": 5},
+                "shapes": marks["shapes"],
+                "annotations": direct,
+                "margin": RUN_MARGIN if titled else {**RUN_MARGIN, "b": 24},
+            },
+        },
+        table=table,
+        note=f"Drawn with the lowest and highest of every {len(curves[0].x_ns) * 2 // DRAWN_POINTS + 1} samples."
+        if cut
+        else "",
+        axis="run",
+    )
+
+
+def _heat(
+    key: str,
+    title: str,
+    curves: Sequence[Curve],
+    scaled: tuple[float, str],
+    run: Span,
+    table: Table,
+    *,
+    titled: bool,
+) -> Chart:
+    divisor, unit = scaled
+    begin = min((curve.x_ns[0] for curve in curves if curve.x_ns), default=0)
+    end = max((curve.x_ns[-1] for curve in curves if curve.x_ns), default=1)
+    columns = max(1, min(240, max(len(curve.x_ns) for curve in curves)))
+    width = max(end - begin, 1) / columns
+    z = []
+    for curve in curves:
+        sums, counts = [0.0] * columns, [0] * columns
+        for x, y in zip(curve.x_ns, curve.y, strict=True):
+            if y is not None and math.isfinite(y):
+                at = min(int((x - begin) / width), columns - 1)
+                sums[at] += y / divisor
+                counts[at] += 1
+        means = [short(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
+        # a sampler's period wavers: a cell without a sample shows the one before it
+        z.append([means[i] if means[i] is not None or not i else means[i - 1] for i in range(columns)])
+    names = [label(_owner(curve), 20) for curve in curves]
+    return Chart(
+        key=key,
+        title=chart_title(title, unit),
+        description=f"Heat map: {title} over time, one row per rank; more ink is more.",
+        height=(56 if titled else 32) + (14 if len(curves) <= 16 else 7) * len(curves),
+        spec={
+            "data": [
+                {
+                    "type": "heatmap",
+                    "x0": seconds(begin),
+                    "dx": width / 1e9,
+                    "z": z,
+                    "zmin": 0,
+                    "zmax": max((y for row in z for y in row if y is not None), default=1.0),
+                    "customdata": [[name] * columns for name in names],
+                    "colorscale": [[0, "$heat-0"], [1, "$heat-1"]],
+                    "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 4},
+                    "hovertemplate": f"%{{customdata}}, %{{x:.3r}} s: %{{z:.3r}} {unit}<extra></extra>",
+                }
+            ],
+            "layout": {
+                "hovermode": "closest",
+                "xaxis": time_axis(run, titled=titled),
+                "yaxis": row_axis(names),
+                "margin": RUN_MARGIN if titled else {**RUN_MARGIN, "b": 24},
+            },
+        },
+        table=table,
+        note="Each cell is the mean of its samples.",
+        axis="run",
+    )
+
+
+def _thin(curve: Curve, divisor: float) -> list[Point]:
+    """Points of a curve in seconds; of long ones the lowest and highest of each bucket, in their order."""
+    points: list[Point] = [
+        (seconds(x), None if y is None or not math.isfinite(y) else short(y / divisor))
+        for x, y in zip(curve.x_ns, curve.y, strict=True)
+    ]
+    if len(points) <= DRAWN_POINTS:
+        return points
+    size = math.ceil(len(points) * 2 / DRAWN_POINTS)
+    out: list[Point] = []
+    for at in range(0, len(points), size):
+        bucket = points[at : at + size]
+        known = [i for i, (_, y) in enumerate(bucket) if y is not None]
+        if not known:
+            out.append(bucket[0])
+            continue
+        ends = {min(known, key=lambda i: bucket[i][1] or 0.0), max(known, key=lambda i: bucket[i][1] or 0.0)}
+        if len(known) < len(bucket):
+            ends.add(next(i for i in range(len(bucket)) if bucket[i][1] is None))
+        out.extend(bucket[i] for i in sorted(ends))
+    return out
