@@ -62,12 +62,16 @@ def _print_plan(loaded: "LoadedWorkload", out: Path) -> int:
 def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool) -> int:
     from agprof.cli.progress import Progress
     from agprof.launch.execute import execute
-    from agprof.launch.folder import create_run_folder, write_manifest
+    from agprof.launch.folder import create_run_folder, remove_run_folder, write_manifest
     from agprof.launch.prepare import prepare
 
     workload = loaded.workload
     run_dir = create_run_folder(out, workload.name)
-    plan = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
+    try:
+        plan = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
+    except BaseException:
+        remove_run_folder(run_dir)  # nothing ran: an empty folder would only look like a lost run
+        raise
     write_manifest(run_dir, workload, plan)
     progress = Progress(
         run_dir,

@@ -6,6 +6,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def create_run_folder(out: Path, name: str, *, realtime_ns: int | None = None) -
     except OSError as error:
         raise _unwritable(out, error) from error
     raise LaunchError(f"{out} already holds {_MAX_SAME_SECOND} runs named {base}; give another --name")
+
+
+def remove_run_folder(run_dir: Path) -> None:
+    """Remove a folder that `create_run_folder` made and nothing was written into."""
+    for folder in (run_dir / layout.RANKS, run_dir / layout.NODES, run_dir):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def write_manifest(run_dir: Path, workload: Workload, plan: LaunchPlan, *, realtime_ns: int | None = None) -> None:
