@@ -11,7 +11,7 @@ from agprof_reports.charts.compute import modules
 from agprof_reports.charts.memory import memory_curves, memory_peaks
 from agprof_reports.charts.pieces import DIRECT_LABELS, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
-from agprof_reports.charts.system import silent_curves, system_curves
+from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
 from agprof_reports.data import Bar, Card, FindingCard, Page, Section, Table
@@ -263,13 +263,12 @@ def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Se
 
 def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
     found = answers.system
-    silent = silent_curves(found)
     return Section(
         key="system",
         title=TITLES["system"],
         sentence=found.sentence or "The sampler left no sample.",
         cards=tuple(card(kpi) for kpi in found.figures),
-        lines=(("", f"Zero throughout, hence not drawn: {', '.join(silent)}."),) if silent else (),
+        lines=tuple(("", sentence) for sentence in undrawn_curves(found)),
         charts=system_curves(found, groups, run),
     )
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from collected_rows import CollectedRows, collecting_recorder, finish  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a rank is not started by pytest
+from collected_rows import CollectedRows, collecting_recorder, finish
 
 RANKS = 2
 
@@ -22,38 +22,43 @@ RANKS = 2
 # -- the ranks -------------------------------------------------------------------------------------------------------
 
 
-def every_operation(dist: Any, torch: Any, rank: int) -> None:
-    """Each wrapped function, synchronously and then asynchronously; the group has two ranks, `ones` 16 bytes."""
+def tensor_operations(dist: Any, torch: Any, rank: int, later: bool) -> None:
+    """Each wrapped function of tensors; the group has two ranks, `ones` 16 bytes."""
     ones, root = torch.ones(4), rank == 0
 
     def new(count: int = 4) -> Any:
         return torch.empty(count)
 
-    for later in (False, True):
-        calls = [
-            lambda: dist.all_reduce(ones, async_op=later),
-            lambda: dist.all_reduce_coalesced([ones, new(8)], async_op=later),
-            lambda: dist.all_gather([new(), new()], ones, async_op=later),
-            lambda: dist.all_gather_into_tensor(new(8), ones, async_op=later),
-            lambda: dist.all_gather_single(new(8), ones, async_op=later),
-            lambda: dist._all_gather_base(new(8), ones, async_op=later),
-            lambda: dist.all_gather_coalesced([[new()], [new()]], [ones], async_op=later),
-            lambda: dist.reduce_scatter(new(2), [new(2), new(2)], async_op=later),
-            lambda: dist.reduce_scatter_tensor(new(2), ones, async_op=later),
-            lambda: dist.reduce_scatter_single(new(2), ones, async_op=later),
-            lambda: dist._reduce_scatter_base(new(2), ones, async_op=later),
-            lambda: dist.broadcast(ones, 0, async_op=later),
-            lambda: dist.reduce(ones, 0, async_op=later),
-            lambda: dist.gather(ones, [new(), new()] if root else None, 0, async_op=later),
-            lambda: dist.scatter(ones, [new(), new()] if root else None, 0, async_op=later),
-            lambda: dist.all_to_all([new(2), new(2)], [new(2), new(2)], async_op=later),
-            lambda: dist.all_to_all_single(new(), ones, async_op=later),
-            lambda: dist.barrier(async_op=later),
-        ]
-        for call in calls:
-            work = call()
-            if work is not None:
-                work.wait()
+    calls = [
+        lambda: dist.all_reduce(ones, async_op=later),
+        lambda: dist.all_reduce_coalesced([ones, new(8)], async_op=later),
+        lambda: dist.all_gather([new(), new()], ones, async_op=later),
+        lambda: dist.all_gather_into_tensor(new(8), ones, async_op=later),
+        lambda: dist.all_gather_single(new(8), ones, async_op=later),
+        lambda: dist._all_gather_base(new(8), ones, async_op=later),
+        lambda: dist.all_gather_coalesced([[new()], [new()]], [ones], async_op=later),
+        lambda: dist.reduce_scatter(new(2), [new(2), new(2)], async_op=later),
+        lambda: dist.reduce_scatter_tensor(new(2), ones, async_op=later),
+        lambda: dist.reduce_scatter_single(new(2), ones, async_op=later),
+        lambda: dist._reduce_scatter_base(new(2), ones, async_op=later),
+        lambda: dist.broadcast(ones, 0, async_op=later),
+        lambda: dist.reduce(ones, 0, async_op=later),
+        lambda: dist.gather(ones, [new(), new()] if root else None, 0, async_op=later),
+        lambda: dist.scatter(ones, [new(), new()] if root else None, 0, async_op=later),
+        lambda: dist.all_to_all([new(2), new(2)], [new(2), new(2)], async_op=later),
+        lambda: dist.all_to_all_single(new(), ones, async_op=later),
+        lambda: dist.barrier(async_op=later),
+    ]
+    for call in calls:
+        work = call()
+        if work is not None:
+            work.wait()
+
+
+def every_operation(dist: Any, torch: Any, rank: int) -> None:
+    tensor_operations(dist, torch, rank, later=False)
+    tensor_operations(dist, torch, rank, later=True)
+    ones, root = torch.ones(4), rank == 0
     dist.monitored_barrier()
     dist.all_gather_object([None, None], "x")
     dist.gather_object("x", [None, None] if root else None, 0)
@@ -67,7 +72,7 @@ def every_operation(dist: Any, torch: Any, rank: int) -> None:
         dist.recv(ones, 0)
         dist.irecv(ones, 0).wait()
         dist.recv_object_list([None], 0)
-    pair = [dist.P2POp(dist.isend, ones, 1 - rank), dist.P2POp(dist.irecv, new(), 1 - rank)]
+    pair = [dist.P2POp(dist.isend, ones, 1 - rank), dist.P2POp(dist.irecv, torch.empty(4), 1 - rank)]
     for work in dist.batch_isend_irecv(pair):
         work.wait()
 

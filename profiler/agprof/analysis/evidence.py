@@ -62,14 +62,15 @@ def gather(
         calls=calls.join(steady.select("rank", "step"), on=["rank", "step"], how="semi"),
         parts=mean_parts(steady),
         mean_ns=view.mean_step_ns,
-        straggler=find_straggler(time),
+        straggler=find_straggler(time, steady),
     )
 
 
-def find_straggler(time: TimeAnswer) -> Straggler | None:
+def find_straggler(time: TimeAnswer, steady: pl.DataFrame) -> Straggler | None:
     """One rank whose own work is longer by over 5 % of the step, while the others stand longer in collectives.
 
-    With two ranks the others are the one other. A rank that is slow and makes nobody wait is no straggler.
+    With two ranks the others are the one other. A rank that is slow and makes nobody wait is no straggler, nor is one
+    that is the slowest in less than three quarters of the steady steps: that is chance.
     """
     ranks = time.ranks
     if len(ranks) < 2:
@@ -89,7 +90,16 @@ def find_straggler(time: TimeAnswer) -> Straggler | None:
             key=lambda phase: slowest.parts_ns[phase] - median(row.parts_ns[phase] for row in others),
         ),
     )
-    return found if found.lost_ns > 0.05 * slowest.step_ns else None
+    if found.lost_ns <= 0.05 * slowest.step_ns:
+        return None
+    return found if _how_often_slowest(steady, slowest.rank) >= 0.75 else None
+
+
+def _how_often_slowest(steady: pl.DataFrame, rank: int) -> float:
+    """Share of steps in which no rank's own work took longer than this one's."""
+    own = steady.select("rank", "step", own=pl.col("duration_ns") - pl.col("communication"))
+    slowest = own.filter(pl.col("own") == pl.col("own").max().over("step"))
+    return slowest.filter(pl.col("rank") == rank).height / max(1, own["step"].n_unique())
 
 
 def saving(ns: float, n: int, method: str, *, measured: bool = False) -> Figure:

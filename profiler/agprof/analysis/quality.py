@@ -195,6 +195,11 @@ def _notes(view: View) -> Iterator[str]:
     incomplete = view.slowest.filter(pl.col("kind") == "incomplete").height
     if incomplete:
         yield f"{incomplete:,} step(s) are not on all ranks; they are drawn and left out of statistics."
+    if view.fact("device.type") == "cuda":
+        yield (
+            "Phases are the host's time: work given to the GPU runs on after its phase has ended on the host, "
+            "so that its time shows where the host next waits for it."
+        )
     if len(set(view.node_of.values())) > 1:
         yield (
             "The nodes' clocks are put on one axis by their wall clocks, which is as good as their NTP: "

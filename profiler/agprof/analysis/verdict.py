@@ -24,7 +24,8 @@ def judge(evidence: Evidence, findings: tuple[Finding, ...]) -> Verdict:
     straggler = evidence.straggler
     largest = max(PHASES, key=lambda phase: evidence.parts[phase])
     confidence_sentence = _confidence(evidence)
-    saving = next((f for f in findings if f.saving_ns_per_step is not None), None)
+    # a dead rank comes before anything that is only slow
+    first = next((f for f in findings if f.saving_ns_per_step is not None or f.key == "rank-ended"), None)
     step = format_value(evidence.mean_ns, "ns")
     rest = _others(evidence, largest)
     if straggler is not None and (largest == "communication" or straggler.lost_ns > 0.1 * evidence.mean_ns):
@@ -42,7 +43,7 @@ def judge(evidence: Evidence, findings: tuple[Finding, ...]) -> Verdict:
             ),
             confidence="measured",
             confidence_sentence=confidence_sentence,
-            next_step=saving.change if saving else "Look at that rank's CPU, clocks and input.",
+            next_step=first.change if first else "Look at that rank's CPU, clocks and input.",
         )
     return Verdict(
         bound_by=largest,  # type: ignore[arg-type]
@@ -50,7 +51,7 @@ def judge(evidence: Evidence, findings: tuple[Finding, ...]) -> Verdict:
         evidence=(*rest, *_nothing_found(findings)),
         confidence="measured",
         confidence_sentence=confidence_sentence,
-        next_step=saving.change if saving else _NEXT[largest],
+        next_step=first.change if first else _NEXT[largest],
     )
 
 

@@ -269,10 +269,13 @@ def disarm(recorder: Any, reason: str) -> None:
         recorder.guard(instrument, finish)()
     if recorder.device is not None and recorder.device.dropped:
         recorder.fact("device.dropped_spans", recorder.device.dropped)
-    recorder.finish()
+    recorder.guard("recorder", recorder.finish)()
     recorder.enabled = False
     api.detach()
     for error in recorder.patches.undo():
         recorder.fault("patches", "undo", error)
-    recorder.resolve_all()
+    try:
+        recorder.resolve_all()
+    except Exception as error:
+        recorder.fault("recorder", "resolve_all", error)
     recorder.writer.close(recorder.end_reason or reason)

@@ -324,7 +324,16 @@
     }
   }, { rootMargin: "400px 0px" });
   for (const plot of $$(".plot")) near.observe(plot);
+  // Paper is light: charts are drawn again for it, and given back their colours afterwards.
+  let screenTheme = null;
   window.addEventListener("beforeprint", () => {
-    for (const plot of $$(".plot")) if (specs.has(plot) && window.Plotly) draw(plot);
+    screenTheme = document.documentElement.dataset.theme ?? "";
+    document.documentElement.dataset.theme = "light";
+    if (window.Plotly) for (const plot of $$(".plot")) if (specs.has(plot)) draw(plot);
+  });
+  window.addEventListener("afterprint", () => {
+    if (screenTheme) document.documentElement.dataset.theme = screenTheme;
+    else delete document.documentElement.dataset.theme;
+    redrawAll();
   });
 })();

@@ -30,9 +30,12 @@ GPU = re.compile(r"^(?:node \d+ )?GPU \d+ ")
 
 
 def _owner(curve: Curve) -> str:
-    """`rank 0` of `rank 0 CPU`: what tells it from the other curves of its chart."""
+    """What tells it from the others of its chart: `rank 0` of `rank 0 CPU`, `n0 GPU 1` of `node 0 GPU 1 power`."""
     found = OWNER.match(curve.label)
-    return found.group().strip() if found else curve.label
+    if found is None:
+        return curve.label
+    owner = found.group().strip()
+    return owner.replace("node ", "n") if " GPU " in owner else owner
 
 
 def curves_chart(

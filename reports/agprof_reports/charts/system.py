@@ -1,47 +1,85 @@
-"""The sampler's curves: one small chart per kind."""
+"""The sampler's curves: one small chart per kind. Kinds with nothing to see in them are told in a line instead."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from agprof.model.answers import Curve, SystemAnswer
 from agprof_reports.charts.curves import GPU, OWNER, curves_chart
-from agprof_reports.charts.pieces import Span
+from agprof_reports.charts.pieces import DIRECT_LABELS, Span
 from agprof_reports.data import Chart
 from agprof_reports.tables import StepGroup
-from agprof_reports.text import slug
+from agprof_reports.text import slug, with_unit
+
+EVEN = 0.01
+"""Curves of one kind that never differ by more are told in one figure when they are too many for lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Curves of one kind: `CPU` of all ranks, `power` of all GPUs."""
+
+    title: str
+    curves: tuple[Curve, ...]
+
+    @property
+    def values(self) -> list[float]:
+        return [y for curve in self.curves for y in curve.y if y is not None and math.isfinite(y)]
+
+    @property
+    def is_even(self) -> bool:
+        values = self.values
+        return len(self.curves) > DIRECT_LABELS and min(values) >= max(values) * (1 - EVEN) > 0
 
 
 def system_curves(system: SystemAnswer, groups: Sequence[StepGroup], run: Span) -> tuple[Chart, ...]:
-    """One small chart per kind of curve, ranks or GPUs together; curves that are zero throughout are left to a line."""
-    kinds: dict[tuple[str, str], list[Curve]] = defaultdict(list)
-    for curve in system.curves:
-        if any(curve.y):
-            kinds[OWNER.sub("", curve.label), curve.unit].append(curve)
-    kinds = _families(kinds)
+    drawn = _families([kind for kind in _kinds(system) if any(kind.values) and not kind.is_even])
     charts = []
-    for index, ((kind, _), items) in enumerate(kinds.items()):
-        title = f"{kind} per rank" if len(items) > 1 and items[0].rank is not None else kind
-        title = f"GPU {title}" if GPU.search(items[0].label) else title
-        last = index == len(kinds) - 1
-        key = f"system-{index}-{slug(kind)}"
-        charts.append(curves_chart(key, title, items, groups, run, height=144 if last else 128, titled=last))
+    for index, kind in enumerate(drawn):
+        last = index == len(drawn) - 1
+        key = f"system-{index}-{slug(kind.title)}"
+        charts.append(curves_chart(key, kind.title, kind.curves, groups, run, height=144 if last else 128, titled=last))
     return tuple(charts)
 
 
-def _families(kinds: dict[tuple[str, str], list[Curve]]) -> dict[tuple[str, str], list[Curve]]:
+def undrawn_curves(system: SystemAnswer) -> tuple[str, ...]:
+    """One sentence each for kinds that were not measured, are zero throughout, or the same everywhere."""
+    kinds = _kinds(system)
+    absent = [kind.title for kind in kinds if not kind.values]
+    zero = [kind.title for kind in kinds if kind.values and not any(kind.values)]
+    even = [
+        f"{kind.title} {with_unit(max(kind.values), kind.curves[0].unit)}"
+        for kind in kinds
+        if kind.values and kind.is_even
+    ]
+    sentences = (
+        ("Not measured", absent),
+        ("Zero throughout, hence not drawn", zero),
+        ("The same within 1 % everywhere and throughout, hence not drawn", even),
+    )
+    return tuple(f"{head}: {', '.join(names)}." for head, names in sentences if names)
+
+
+def _kinds(system: SystemAnswer) -> list[_Kind]:
+    found: dict[tuple[str, str, bool], list[Curve]] = defaultdict(list)
+    for curve in system.curves:
+        found[OWNER.sub("", curve.label), curve.unit, GPU.match(curve.label) is not None].append(curve)
+    kinds = []
+    for (name, _, gpu), curves in found.items():
+        title = f"{name} per rank" if len(curves) > 1 and curves[0].rank is not None else name
+        kinds.append(_Kind(f"GPU {title}" if gpu else title, tuple(curves)))
+    return kinds
+
+
+def _families(kinds: Sequence[_Kind]) -> list[_Kind]:
     """`network sent` and `network received` share a chart where each is one curve; `disk read` and `disk write` too."""
-    out: dict[tuple[str, str], list[Curve]] = {}
-    for (kind, unit), curves in kinds.items():
-        family = kind.split(" ")[0]
-        mates = [cs for (k, u), cs in kinds.items() if u == unit and k.split(" ")[0] == family]
-        if family in ("network", "disk") and all(len(mate) == 1 for mate in mates):
-            out[family, unit] = [curve for mate in mates for curve in mate]
+    out: dict[tuple[str, str], _Kind] = {}
+    for kind in kinds:
+        family, unit = kind.title.split(" ")[0], kind.curves[0].unit
+        mates = [k for k in kinds if k.title.split(" ")[0] == family and k.curves[0].unit == unit]
+        if family in ("network", "disk") and len(mates) > 1 and all(len(mate.curves) == 1 for mate in mates):
+            out[family, unit] = _Kind(family, tuple(curve for mate in mates for curve in mate.curves))
         else:
-            out[kind, unit] = curves
-    return out
-
-
-def silent_curves(system: SystemAnswer) -> tuple[str, ...]:
-    """Kinds of curves that are zero or absent throughout."""
-    loud = {OWNER.sub("", curve.label) for curve in system.curves if any(curve.y)}
-    return tuple(dict.fromkeys(k for c in system.curves if (k := OWNER.sub("", c.label)) not in loud))
+            out[kind.title, unit] = kind
+    return list(out.values())

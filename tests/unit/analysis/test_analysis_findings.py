@@ -1,11 +1,14 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
+from agprof.analysis.evidence import find_straggler
 from agprof.analysis.run import analyse
 from agprof.analysis.summary import terminal_lines
-from agprof.model.answers import RunAnswers
+from agprof.model.answers import RankPhases, RunAnswers
 from agprof.store.reader import read_run
 from synthetic import MIB, build_run
 
@@ -86,6 +89,22 @@ def test_a_straggler_is_named_with_its_phase_and_what_it_costs(tmp_path: Path) -
     assert finding.saving_ns_per_step is not None
     # half of forward 40, backward 60 and optimizer 20
     assert finding.saving_ns_per_step.value == pytest.approx(60e6, rel=0.02)
+
+
+def test_a_rank_that_is_slow_by_turns_is_no_straggler(tmp_path: Path) -> None:
+    steady = pl.DataFrame(
+        {"rank": [0, 1] * 8, "step": [i // 2 for i in range(16)], "communication": [0] * 16,
+         "duration_ns": [10, 9, 8, 9] * 4}
+    )  # fmt: skip
+    slow = {"data": 0.0, "forward": 80.0, "backward": 0.0, "communication": 0.0, "optimizer": 0.0, "other": 20.0}
+    fast = {**slow, "forward": 50.0, "communication": 30.0}
+    ranks = tuple(RankPhases(rank=i, steps=8, step_ns=100.0, parts_ns=p) for i, p in enumerate((slow, fast)))
+    time = dataclasses.replace(answers_of(tmp_path, steps=0).time, ranks=ranks)
+    assert find_straggler(time, steady) is None
+    always = steady.with_columns(duration_ns=pl.Series([10, 9] * 8))
+    found = find_straggler(time, always)
+    assert found is not None
+    assert (found.rank, found.lost_ns, found.phase) == (0, 30.0, "forward")
 
 
 def test_bimodal_steps_name_the_phase(tmp_path: Path) -> None:

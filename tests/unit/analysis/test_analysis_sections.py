@@ -12,8 +12,9 @@ from agprof.analysis.curves import thin, with_gaps
 from agprof.analysis.run import analyse
 from agprof.analysis.summary import terminal_lines
 from agprof.model.answers import RunAnswers
+from agprof.store import layout
 from agprof.store.reader import read_run
-from synthetic import MIB, build_run
+from synthetic import BOOT_NS, MIB, MS, build_run, rank_header, row, write_stream
 
 POINTS = st.lists(st.none() | st.floats(-1e9, 1e9), max_size=300).map(lambda ys: list(enumerate(ys)))
 
@@ -145,3 +146,46 @@ def test_the_summary_fits_its_width(width: int, tmp_path: Path) -> None:
         assert all(len(line) <= max(40, width) for line in lines)
         bar = next(line for line in lines if line.startswith("["))
         assert len(bar) == max(40, width)
+
+
+def test_of_a_step_that_a_restarted_rank_ran_twice_the_later_one_counts(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run", ranks=1, steps=6, profile_step=None)
+    end = BOOT_NS + 10_000 * MS
+    rows = [(step, end + step * MS, end + (step + 1) * MS, 1, None, None, None, False) for step in (4, 5, 6)]
+    write_stream(layout.rank_stream(path, 0, attempt=1), rank_header(0, 1), {"steps": rows})
+    answers = analyse(read_run(path))
+    durations = {row.step: row.duration_ns for row in answers.time.steps}
+    assert len(answers.time.steps) == 7
+    assert durations[4] == durations[5] == durations[6] == MS
+    assert durations[3] > 50 * MS
+    assert any("Rank 0 restarted" in problem for problem in answers.quality.problems)
+
+
+def test_a_gap_of_the_sampler_is_seen_in_the_curve_and_said(tmp_path: Path) -> None:
+    path = build_run(tmp_path / "run", sampler=False)
+    times = [BOOT_NS + i * 100 * MS for i in range(20) if not 8 <= i < 15]
+    samples = [row("host_samples", time_ns=time, period_ns=100 * MS, cpu_ratio=0.5) for time in times]
+    write_stream(layout.node_stream(path, 0), {"node": 0}, {"host_samples": samples})
+    answers = analyse(read_run(path))
+    (curve,) = answers.system.curves
+    assert curve.y.count(None) == 1
+    assert "The sampler of node 0 has 1 gap(s), the longest 800 ms." in answers.quality.problems
+
+
+def test_phases_of_a_gpu_run_are_said_to_be_the_hosts(tmp_path: Path) -> None:
+    assert any("Phases are the host's time" in note for note in answers_of(tmp_path, gpus=2).quality.notes)
+
+
+def test_the_time_line_begins_with_its_window_and_stays_inside(tmp_path: Path) -> None:
+    answers = answers_of(tmp_path, jitter=0.0, other_ms=0.0)
+    first, last = answers.time.timeline_steps or (0, 0)
+    window = [row for row in answers.time.steps if first <= row.step <= last]
+    begin = min(row.start_ns for row in window)
+    length = max(row.start_ns + row.duration_ns for row in window) - begin
+    spans = answers.time.timeline
+    assert min(span.start_ns for span in spans) == 0
+    assert max(span.start_ns + span.duration_ns for span in spans) <= length
+    assert {span.lane for span in spans} == {"phase", "communication", "range"}
+    calls = [span for span in spans if span.rank == 0 and span.lane == "communication"]
+    assert len(calls) == 13 * (last - first + 1)
+    assert {span.name for span in calls} == {"all_reduce 4.00 MiB", "all_gather 8.00 MiB"}

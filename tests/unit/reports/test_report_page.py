@@ -124,17 +124,34 @@ def test_curves_are_thinned_for_drawing_only_and_keep_their_peaks_and_gaps():
 def test_sizes_far_apart_keep_units_of_their_own_and_sort_by_value():
     table = tables_of(build(sample_answers()))["table-collectives"]
     column = [column.label for column in table.columns].index("size of a call")
-    assert [row[column].text for row in table.rows] == ["4.20\u00a0MiB", "25.2\u00a0MiB", "4.00\u00a0B", "–"]
+    assert [row[column].text for row in table.rows] == ["4.20\u00a0MiB", "25.2\u00a0MiB", "4\u00a0B", "–"]
     assert table.columns[column].base_unit == "bytes"
     assert table.rows[2][column].value == 4.0
 
 
-def test_curves_that_are_zero_throughout_are_said_and_not_drawn():
+def test_curves_with_nothing_to_see_are_told_and_not_drawn():
     answers = sample_answers()
-    silent = replace(answers.system.curves[0], label="host swap", y=(0.0,) * len(answers.system.curves[0].y), rank=None)
-    page = build(replace(answers, system=replace(answers.system, curves=(*answers.system.curves, silent))))
-    assert section_of(page, "system").lines == (("", "Zero throughout, hence not drawn: host swap."),)
-    assert not any("swap" in key for key in charts_of(page))
+    curve = replace(answers.system.curves[0], rank=None)
+    length = len(curve.y)
+    zero = replace(curve, label="host swap", y=(0.0,) * length)
+    absent = replace(curve, label="disk read", y=(None,) * length)
+    even = [replace(curve, label=f"GPU {i} power", unit="W", y=(550.0,) * length) for i in range(8)]
+    page = build(replace(answers, system=replace(answers.system, curves=(curve, zero, absent, *even))))
+    assert [line for _, line in section_of(page, "system").lines] == [
+        "Not measured: disk read.",
+        "Zero throughout, hence not drawn: host swap.",
+        "The same within 1 % everywhere and throughout, hence not drawn: GPU power 550\u00a0W.",
+    ]
+    assert [chart.title for chart in section_of(page, "system").charts] == ["CPU"]
+
+
+def test_network_in_and_out_share_a_chart():
+    answers = sample_answers()
+    sent = next(curve for curve in answers.system.curves if curve.label == "network sent")
+    both = (sent, replace(sent, label="network received"))
+    chart, *others = section_of(build(replace(answers, system=replace(answers.system, curves=both))), "system").charts
+    assert (chart.title, others) == ("network, MB/s", [])
+    assert [trace["name"] for trace in chart.spec["data"]] == ["network sent", "network received"]
 
 
 def test_a_run_without_steps_says_so_instead_of_drawing():
