@@ -2,12 +2,13 @@
 # make test [ARGS=...]  set up, then run the test suite
 # make setup            set up alone: .venv, pinned packages, DeepSpeed's compiled ops
 # make check            set up, then the gate: ruff, mypy, import contracts
-# make clean            remove .venv and caches (not your runs)
+# make horovod          set up, then build Horovod into .venv-horovod, once (minutes; not needed by anything else)
+# make clean            remove .venv, .venv-horovod and caches (not your runs)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := run
-.PHONY: setup run test check clean
+.PHONY: setup run test check horovod clean
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -43,6 +44,9 @@ $(INSTALLED):
 		echo "setup: packages installed in $$((SECONDS - begin)) s"
 	@rm -f .venv/.agprof-installed-*; touch $@
 
+horovod: setup
+	@scripts/horovod
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf .venv .venv-horovod .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -89,6 +89,12 @@ class Spec:
     """Neither run.json nor outcome.json: what a copied folder may look like."""
     fast: bool = False
     """One micro-step, four collectives, no ranges: for large runs."""
+    rlhf: bool = False
+    """Steps are PPO iterations: data, generate, four scores, the actor's training; then the critic's, and the EMA."""
+    rlhf_ranges: bool = True
+    """With `rlhf`: the training names its parts. Without, each part of a training is three pieces with gaps."""
+    generations: int = 1
+    """With `rlhf`: calls of generate in an iteration."""
     seed: int = 0
 
 
@@ -127,7 +133,7 @@ def build_run(path: Path, **options: Any) -> Path:
         alive = [rank for rank in ranks if not _is_dead(spec, rank, step)]
         if spec.killed is not None and step > spec.killed_at:
             break
-        _step(spec, alive, step, random_)
+        (_rlhf_step if spec.rlhf else _step)(spec, alive, step, random_)
     for rank in ranks:
         _end_of_rank(spec, rank)
         if rank.number not in spec.missing:
@@ -272,6 +278,62 @@ def _optimizer(spec: Spec, ranks: list[_Rank], step: int, random_: random.Random
         _memory(spec, rank, step, micro, "optimizer.end", 950)
 
 
+RLHF_MS = {
+    "data": 2, "generate": 60, "score/actor": 5, "score/reference": 6, "score/reward": 3, "score/critic": 4,
+    "train/actor": 30, "train/critic": 20, "ema": 5,
+}  # fmt: skip
+"""Duration of each part; of a training, 2 ms less are covered when it comes in pieces."""
+RLHF_MIB = {"score/actor": 700, "generate": 800, "train/actor": 1100, "train/critic": 950}
+
+
+def _rlhf_step(spec: Spec, ranks: list[_Rank], step: int, random_: random.Random) -> None:
+    """An optimizer step of the actor begins with what came after the last one: the critic's training and the EMA."""
+    starts = {rank.number: rank.now for rank in ranks}
+    if step:
+        _rlhf_part(spec, ranks, step, "train/critic", random_)
+        _rlhf_part(spec, ranks, step, "ema", random_)
+    for _ in range(spec.generations):
+        for name in ("data", "generate", "score/actor", "score/reference", "score/reward", "score/critic"):
+            _rlhf_part(spec, ranks, step, name, random_)
+    for rank in ranks:
+        rank.now += int(spec.other_ms * MS)
+    _rlhf_part(spec, ranks, step, "train/actor", random_)
+    for rank in ranks:
+        rank.add("micro_steps", step, 0, starts[rank.number], rank.now, 1.0, 4, 96)
+        rank.add("steps", step, starts[rank.number], rank.now, 1, 1.0, 4, 96, step == spec.profile_step)
+    if step == spec.steps - 1:
+        _rlhf_part(spec, ranks, step + 1, "train/critic", random_)
+        _rlhf_part(spec, ranks, step + 1, "ema", random_)
+
+
+def _rlhf_part(spec: Spec, ranks: list[_Rank], step: int, name: str, random_: random.Random) -> None:
+    begins = {rank.number: rank.now for rank in ranks}
+    trains = name.startswith("train/")
+    for rank in ranks:
+        rank.now += _spread(spec, rank, RLHF_MS[name], 1.0, random_)
+    if trains and len(ranks) > 1:
+        _collective(spec, ranks, step, 0, "all_reduce", spec.collective_bytes, "backward", random_)
+    for rank in ranks:
+        begin, end = begins[rank.number], rank.now
+        if name == "data":
+            rank.span(step, 0, "phase", "data", begin, end, 0)
+            continue
+        if name == "generate":
+            rank.add("generations", step, begin, end, 4, 40, 24)
+        if not trains or spec.rlhf_ranges:
+            rank.span(step, 0, "range", name, begin, end, 0)
+            rank.span(step, 0, "range", "inner", begin + MS, end - MS, 1)
+        else:
+            third = (end - begin) // 3
+            for piece in (0, 1, 2):
+                until = end if piece == 2 else begin + (piece + 1) * third - MS
+                rank.span(step, 0, "range", name, begin + piece * third, until, 0)
+        phase = "backward" if trains else "forward"
+        rank.span(step, 0, "phase", phase, begin + MS, end - MS, 1)
+        if name in RLHF_MIB:
+            _memory(spec, rank, step, 0, f"{phase}.end", RLHF_MIB[name])
+
+
 def _memory(spec: Spec, rank: _Rank, step: int, micro: int, at: str, mib: int) -> None:
     rss = mib * MIB + step * spec.leak_bytes
     device = (rss * 8, rss * 9, 1200 * MIB * 8) if spec.gpus else (None, None, None)
@@ -308,6 +370,11 @@ def _facts(spec: Spec, rank: _Rank) -> None:
         }
     if spec.backward_flops:
         facts |= {"compute.backward_flops": 5e9, "compute.backward_method": "per module, from what needs a gradient"}
+    if spec.rlhf:
+        for role, layers, hidden in (("actor", 2, 64), ("critic", 2, 32)):
+            size = {"layers": layers, "hidden": hidden, "vocab": 512, "params": 100_000, "lora_dim": 0}
+            size |= {"dtype": "bfloat16", "declared_dtype": "bfloat16", "gradient_checkpointing": False}
+            facts |= {f"rlhf.{role}.{key}": value for key, value in size.items()}
     if spec.hostile:
         facts["device.name"] = HOSTILE
     for key, value in facts.items():

@@ -5,7 +5,7 @@ from statistics import median
 
 from agprof.model.answers import Figure, Finding, RunAnswers
 from agprof.model.format import format_value
-from agprof_reports import tables
+from agprof_reports import rlhf, tables
 from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.compute import modules
 from agprof_reports.charts.memory import memory_curves, memory_peaks
@@ -69,6 +69,7 @@ def build(answers: RunAnswers) -> Page:
         kpis=tuple(card(kpi) for kpi in answers.kpis),
         sections=(
             _time(answers, groups, run),
+            *((rlhf.section(answers.rlhf),) if answers.rlhf is not None else ()),
             _communication(answers),
             _compute(answers),
             _memory(answers, groups, run),

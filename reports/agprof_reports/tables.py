@@ -15,6 +15,9 @@ from agprof.model.answers import (
     RankMemory,
     RankPhases,
     RankRow,
+    RlhfAnswer,
+    RlhfPart,
+    RlhfRank,
     Source,
     StepRow,
     UnseenRow,
@@ -175,6 +178,43 @@ def ranges(rows: Sequence[RangeRow]) -> Table:
             _Field(label="share of the step", get=lambda r: r.share, unit="ratio", source="measured"),
         ],
     )
+
+
+def rlhf_parts(parts: Sequence[RlhfPart]) -> Table:
+    return _table(
+        "table-rlhf-parts",
+        "Parts of an iteration, means per rank and steady iteration",
+        parts,
+        [
+            _Field(label="part", get=lambda p: p.name, code=True),
+            _Field(label="calls", get=lambda p: p.calls_per_iteration or None, unit="1", source="counted"),
+            _Field(label="time", get=lambda p: p.ns_per_iteration, unit="ns", source="measured"),
+            _Field(label="share", get=lambda p: p.share, unit="ratio", source="measured"),
+            _Field(label="memory peak", get=lambda p: p.memory_peak, unit="bytes"),
+            _Field(label="collectives", get=lambda p: p.collectives_per_iteration, unit="1", source="counted"),
+            _Field(label="their size", get=lambda p: p.communication_bytes_per_iteration, unit="bytes"),
+            _Field(
+                label="standing in them",
+                get=lambda p: p.communication_ns_per_iteration,
+                unit="ns",
+                source="measured",
+                tip="time in which the caller stood in collectives that were issued in the part",
+            ),
+        ],
+    )
+
+
+def rlhf_ranks(found: RlhfAnswer) -> Table:
+    fields: list[_Field[RlhfRank]] = [
+        _Field(label="rank", get=lambda r: r.rank, unit="1"),
+        _Field(label="iterations", get=lambda r: r.iterations, unit="1", source="counted"),
+        _Field(label="iteration", get=lambda r: r.iteration_ns, unit="ns", source="measured"),
+    ]
+    for part in found.parts:
+        fields.append(
+            _Field(label=part.name, get=lambda r, name=part.name: r.parts_ns.get(name), unit="ns", source="measured")  # type: ignore[misc]
+        )
+    return _table("table-rlhf", "Mean time per steady iteration and part, per rank", found.ranks, fields)
 
 
 def collectives(rows: Sequence[CollectiveRow]) -> Table:

@@ -18,7 +18,14 @@ _STATUS: dict[str, Status] = {
     "interrupted": "interrupted",
     "launch-failed": "failed",
 }
-_FRAMEWORKS = {"deepspeed": "DeepSpeed", "ddp": "DDP", "fsdp": "FSDP", "plain": "plain PyTorch"}
+_FRAMEWORKS = {
+    "deepspeed": "DeepSpeed",
+    "ddp": "DDP",
+    "fsdp": "FSDP",
+    "fsdp2": "FSDP2",
+    "horovod": "Horovod",
+    "plain": "plain PyTorch",
+}
 _LONGEST = 2000
 _OWN_VARIABLES = ("AGPROF_", "PATH", "PYTHONPATH")
 """Set by agprof for every run: they explain nothing and hold the machine's paths."""

@@ -10,6 +10,7 @@ from agprof.analysis.memory import analyse_memory
 from agprof.analysis.methods import methods
 from agprof.analysis.quality import judge_quality
 from agprof.analysis.ranks import rank_rows
+from agprof.analysis.rlhf import analyse_rlhf
 from agprof.analysis.system import analyse_system
 from agprof.analysis.time import analyse_time
 from agprof.analysis.verdict import judge
@@ -44,6 +45,7 @@ def analyse(run: Run) -> RunAnswers:
         configuration=configuration(view),
         quality=judge_quality(view, communication),
         methods=methods(view),
+        rlhf=analyse_rlhf(view, calls),
     )
 
 

@@ -16,7 +16,7 @@ COMMANDS = ["run", "report", "show", "workloads", "init", "schema"]
 """One module each in this package, with a function of the same name whose docstring is the command's help.
 
 The list of commands imports every module, so each keeps its heavy imports inside its function. The function may return
-the exit code; None stands for 0.
+the exit code; None stands for 0. A class `CommandLine` in the module reads the command's arguments its own way.
 """
 
 EXIT_USAGE = 2
@@ -48,7 +48,7 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     app.callback()(_root)
     for name in commands:
         module = import_module(f"agprof.cli.{name}")
-        app.command(name)(getattr(module, name))
+        app.command(name, cls=getattr(module, "CommandLine", None))(getattr(module, name))
     return app
 
 

@@ -42,6 +42,8 @@ class RunFollower:
         self._folder = run / layout.RANKS
         self._followers: dict[Path, StreamFollower] = {}
         self.ranks: dict[int, LiveRank] = {}
+        self.world_size = 0
+        """The highest that a rank told; 0 before the first."""
 
     def poll(self) -> None:
         for path in sorted(self._folder.glob(f"*{layout.SUFFIX}")):
@@ -55,6 +57,7 @@ class RunFollower:
             if follower.header is None:
                 continue
             rank = int(follower.header.get("rank", 0))
+            self.world_size = max(self.world_size, int(follower.header.get("world_size") or 1))
             live = self.ranks.setdefault(rank, LiveRank(rank))
             for table, rows in batches:
                 live.fold(table, rows)
@@ -71,7 +74,7 @@ class Progress:
         plain: bool,
         title: str,
         total_steps: int | None,
-        expected_ranks: int,
+        expected_ranks: int | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._follower = RunFollower(run)
@@ -88,7 +91,8 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self._plain:
-            self._print(f"{self._title}: starting {self._expected} rank{'s' if self._expected > 1 else ''}")
+            what = "the command" if self._expected is None else f"{self._expected} rank{'s' * (self._expected > 1)}"
+            self._print(f"{self._title}: starting {what}")
         else:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -111,6 +115,10 @@ class Progress:
             self._live.update(self._render())
         else:
             self._print_line()
+
+    def _expected_now(self) -> int:
+        """Ranks that were asked for; of a command, as many as its own ranks say."""
+        return self._follower.world_size if self._expected is None else self._expected
 
     # -- lines -----------------------------------------------------------------------------------------------------
 
@@ -135,8 +143,9 @@ class Progress:
             parts.append(", ".join(f"{phase} {share:.0%}" for phase, share in top))
         if (memory := _memory(slowest)) is not None:
             parts.append(memory)
-        if len(ranks) < self._expected:
-            parts.append(f"{len(ranks)} of {self._expected} ranks")
+        expected = self._expected_now()
+        if len(ranks) < expected:
+            parts.append(f"{len(ranks)} of {expected} ranks")
         self._print(" · ".join(parts))
 
     def _print(self, line: str) -> None:
@@ -168,8 +177,9 @@ class Progress:
         parts: list[RenderableType] = [head, table]
         if len(ranks) > MAX_ROWS:
             parts.append(Text(f"and {len(ranks) - MAX_ROWS} more ranks"))
-        if len(ranks) < self._expected:
-            parts.append(Text(f"{len(ranks)} of {self._expected} ranks have begun"))
+        expected = self._expected_now()
+        if len(ranks) < expected:
+            parts.append(Text(f"{len(ranks)} of {expected} ranks have begun"))
         parts.append(legend())
         return Group(*parts)
 

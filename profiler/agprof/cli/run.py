@@ -1,10 +1,13 @@
 """`agprof run`."""
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,18 +16,49 @@ if TYPE_CHECKING:
     from agprof.model.outcome import Outcome
 
 
+_COMMAND = "agprof.command"
+
+
+class CommandLine(typer.core.TyperCommand):
+    """Takes what stands behind the first `--` as one command; options of agprof stand before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_COMMAND] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "[WORKLOAD | -- COMMAND...]"]
+
+
 def run(
-    workload: Annotated[str, typer.Argument(help="YAML file, or a bundled workload (see `agprof workloads`).")],
+    context: typer.Context,
+    workload: Annotated[
+        str | None, typer.Argument(help="YAML file, or a bundled workload (see `agprof workloads`).")
+    ] = None,
+    rest: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     out: Annotated[Path, typer.Option(help="Folder that the run folder is made in.")] = Path("agprof-runs"),
     name: Annotated[str | None, typer.Option(help="Name of the run; the workload's when left out.")] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a key of the file: dotted.key=value. Repeatable.", metavar="KEY=VALUE"),
     ] = None,
+    sweeps: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help="Run once per value and compare; several: every combination. `framework` and `peft` stand for args.*.",
+            metavar="KEY=V1,V2",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launch plan and start nothing.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live display.")] = False,
 ) -> int:
     """Run a training job under the profiler and write its report.
+
+    The job is a WORKLOAD, or any command as it stands, behind `--`: agprof run -- torchrun --nproc-per-node 2 train.py
 
     The job's output, the data and the report go into a new folder NAME-TIME under --out. Ctrl-C ends the job, keeps
     the data and writes the report. Exit codes: the job's own, 128 + n when signal n killed it, 2 for a bad file or
@@ -32,16 +66,47 @@ def run(
     """
     from rich.console import Console
 
-    from agprof.config.load import load_workload
-
     given = [*(sets or []), *([f"name={name}"] if name is not None else [])]
-    loaded = load_workload(workload, given)
+    command = context.meta.get(_COMMAND)
     console = Console(highlight=False)
+    if sweeps:
+        from agprof.cli.run_sweep import dry_sweep, sweep
+
+        def load(sets: Sequence[str]) -> "LoadedWorkload":
+            return _load(workload, rest or [], command, [*given, *sets])
+
+        if dry_run:
+            return dry_sweep(load, lambda variant: _print_plan(variant, out), sweeps)
+        lines = plain or not console.is_terminal or console.is_dumb_terminal
+        return sweep(load, lambda variant, folder: _run(variant, folder, console, plain=lines), sweeps, out, console)
+    loaded = _load(workload, rest or [], command, given)
     for note in loaded.notes:
         _say(f"note: {note}")
     if dry_run:
         return _print_plan(loaded, out)
     return _run(loaded, out, console, plain=plain or not console.is_terminal or console.is_dumb_terminal)
+
+
+def _load(workload: str | None, rest: list[str], command: list[str] | None, sets: list[str]) -> "LoadedWorkload":
+    """The job that the command line means: exactly one of a workload and a command."""
+    from agprof.config.command import load_command
+    from agprof.config.load import load_workload
+    from agprof.errors import ConfigError
+
+    if workload is not None and (rest or _is_script(workload)):
+        words = shlex.join([*(["python"] if _is_script(workload) else []), workload, *rest, *(command or [])])
+        raise ConfigError(f"one workload at a time; a command stands behind `--`: agprof run -- {words}")
+    if command is not None:
+        if workload is not None:
+            raise ConfigError(f"give a workload or a command, not both: {workload!r} stands before `--`")
+        return load_command(command, sets)
+    if workload is None:
+        raise ConfigError("there is nothing to run; name a workload (`agprof workloads`), or a command behind `--`")
+    return load_workload(workload, sets)
+
+
+def _is_script(word: str) -> bool:
+    return word.endswith(".py")
 
 
 def _say(line: str) -> None:

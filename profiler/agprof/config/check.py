@@ -123,6 +123,9 @@ def _section(
             values[word] = _env(entry.tree, problems)
         elif key == "args":
             values[word] = _args(entry.tree, problems)
+        elif key == "command" and isinstance(entry.tree, Items):
+            words = enumerate(entry.tree.items)
+            values[word] = [str(_arg_word(item, f"command[{number}]", problems)) for number, item in words]
         else:
             values[word] = _plain(entry.tree)
     return values

@@ -11,7 +11,15 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from agprof.model.settings import ENV_HOME, ENV_NODE, ENV_RANK_PID, ENV_RUN_DIR, ENV_SETTINGS
+from agprof.model.settings import (
+    ENV_FOREIGN,
+    ENV_HOME,
+    ENV_NODE,
+    ENV_PASS,
+    ENV_RANK_PID,
+    ENV_RUN_DIR,
+    ENV_SETTINGS,
+)
 
 RESERVED_ENV = frozenset(
     {
@@ -27,6 +35,8 @@ RESERVED_ENV = frozenset(
         ENV_HOME,
         ENV_RANK_PID,
         ENV_NODE,
+        ENV_FOREIGN,
+        ENV_PASS,
     }
 )
 """Variables that the launcher or agprof itself sets for every rank."""
@@ -89,6 +99,12 @@ def _check_module(value: str) -> str:
 
 def _check_script(value: str) -> str:
     return _checked(value, text_problem(value) if value.strip() else "is empty; name a Python file")
+
+
+def _check_command(value: list[str]) -> list[str]:
+    if value and value[0].strip():
+        return value
+    raise PydanticCustomError("rule", "{rule}", {"rule": "is empty; its first word names the program"})
 
 
 def _checked(value: str, problem: str | None) -> str:
@@ -171,7 +187,9 @@ class Workload(_Section):
     module: Annotated[str, AfterValidator(_check_module)] | None = None
     """Python module to run, as `python -m`. Give either module or script."""
     script: Annotated[str, AfterValidator(_check_script)] | None = None
-    """Python file to run, relative to the workload file. Give either module or script."""
+    """Python file to run, relative to the workload file. Give one of module, script and command."""
+    command: Annotated[list[Text], AfterValidator(_check_command)] | None = None
+    """A whole command that starts its ranks itself, run as it stands: what `agprof run -- COMMAND` fills in."""
     args: dict[ArgName, ArgValue] | list[Text | int | float] = Field(default_factory=dict)
     """Arguments: a list as it stands, or a mapping: value -> --key value, true -> --key, false and null -> left out."""
     launch: LaunchSection = Field(default_factory=LaunchSection)
@@ -214,6 +232,9 @@ class Conflict(NamedTuple):
 
 
 def _conflicts(workload: Workload) -> Iterator[Conflict]:
+    if workload.command is not None:
+        yield from _command_conflicts(workload)
+        return
     if workload.module is not None and workload.script is not None:
         yield Conflict(
             ("script", "module"),
@@ -225,6 +246,23 @@ def _conflicts(workload: Workload) -> Iterator[Conflict]:
     if launch.bind_cores and launch.launcher != "deepspeed":
         rule = "needs `launch.launcher: deepspeed`; torchrun does not bind cores"
         yield Conflict(("launch.bind_cores", "launch.launcher"), rule)
+    yield from _warmup_conflicts(profile)
+
+
+def _command_conflicts(workload: Workload) -> Iterator[Conflict]:
+    for key in ("module", "script"):
+        if getattr(workload, key) is not None:
+            yield Conflict((key, "command"), f"`command` and `{key}` exclude each other; keep one of them")
+    if workload.args:
+        yield Conflict(("args", "command"), "stands beside `command`, which holds its own arguments; put them there")
+    for key in ("launcher", "ranks_per_node", "master_port", "bind_cores"):
+        if getattr(workload.launch, key) != LaunchSection.model_fields[key].default:
+            rule = "has no effect on `command`, which starts its ranks itself; leave it out"
+            yield Conflict((f"launch.{key}", "command"), rule)
+    yield from _warmup_conflicts(workload.profile)
+
+
+def _warmup_conflicts(profile: ProfileSection) -> Iterator[Conflict]:
     if profile.warmup_steps and profile.total_steps and profile.warmup_steps >= profile.total_steps:
         rule = f"leaves no step to measure: `profile.total_steps` is {profile.total_steps}; make it smaller"
         yield Conflict(("profile.warmup_steps", "profile.total_steps"), rule)

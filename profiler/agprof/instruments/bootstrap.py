@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from agprof.instruments.import_hooks import ImportHooks
-from agprof.model.settings import ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, InstrumentSettings
+from agprof.instruments.place import Place, place_of
+from agprof.model.settings import ENV_FOREIGN, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, InstrumentSettings
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.store import layout
 
@@ -31,7 +32,7 @@ def start() -> None:
     """Prepare this rank. Raises nothing that the caller has to know: sitecustomize notes it and goes on."""
     settings = InstrumentSettings.from_json(os.environ.get(ENV_SETTINGS, "{}"))
     run = Path(os.environ[ENV_RUN_DIR])
-    rank = int(os.environ["RANK"])
+    rank = own_place().rank
     if settings.capture_output:
         _redirect_output(run, rank)
     hooks = ImportHooks()
@@ -40,6 +41,29 @@ def start() -> None:
     if settings.level != "off":
         hooks.when_imported("torch", lambda torch: _arm_safely(torch, hooks, run, rank, settings))
     hooks.install()
+
+
+def start_with_torch() -> None:
+    """Prepare a process without a place: the first below the command to import torch is the only rank."""
+    hooks = ImportHooks()
+    hooks.when_imported("torch", functools.partial(_claim, hooks))
+    hooks.install()
+
+
+def _claim(hooks: ImportHooks, torch: ModuleType) -> None:
+    settings = InstrumentSettings.from_json(os.environ.get(ENV_SETTINGS, "{}"))
+    run, rank = Path(os.environ[ENV_RUN_DIR]), own_place().rank
+    os.environ[ENV_FOREIGN] = str(os.getpid())
+    if settings.capture_output:
+        _redirect_output(run, rank)
+    if os.environ.get("AGPROF_NO_DS_OPS") == "1":
+        hooks.when_imported("deepspeed.comm.torch", _without_shm_op)
+    _arm_safely(torch, hooks, run, rank, settings)
+
+
+def own_place() -> Place:
+    """This process's place; alone where nobody told it one."""
+    return place_of(os.environ) or Place(0, 1, None)
 
 
 def _redirect_output(run: Path, rank: int) -> None:
@@ -81,16 +105,14 @@ def header(rank: int) -> dict[str, Any]:
     """The first record of a rank's stream."""
     from agprof.model.version import __version__
 
-    def number(name: str) -> int | None:
-        text = os.environ.get(name, "")
-        return int(text) if text.isdigit() else None
-
+    place = own_place()
+    node = os.environ.get(ENV_NODE, "")
     return {
         "kind": "rank",
         "rank": rank,
-        "local_rank": number("LOCAL_RANK"),
-        "world_size": number("WORLD_SIZE"),
-        "node": number(ENV_NODE) or 0,
+        "local_rank": place.local_rank,
+        "world_size": place.world_size,
+        "node": int(node) if node.isdigit() else 0,
         "host": platform.node(),
         "pid": os.getpid(),
         "schema_version": SCHEMA_VERSION,
@@ -184,6 +206,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
                 facts.record_device(recorder, torch)
             if number < MAX_DESCRIBED_ROOTS:
                 facts.record_model(recorder, module, number)
+                facts.record_framework(recorder, module, number)
 
         facts.record_torch(recorder, torch)
         at_root.append(guard("facts", facts_of_root))
@@ -231,6 +254,11 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
 
         memory.arm(recorder, torch)
 
+    def arm_optimizer_state() -> None:
+        from agprof.instruments import optimizer_state
+
+        optimizer_state.arm(recorder)
+
     def arm_flops() -> None:
         from agprof.instruments import flops
 
@@ -244,6 +272,13 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         communication = comm.CommunicationInstrument(recorder, torch)
         hooks.when_imported("torch.distributed", guard("comm", communication.arm))
         hooks.when_imported("torch.nn.parallel.distributed", guard("comm", communication.arm_ddp))
+        functional = guard("comm", communication.arm_functional)
+        hooks.when_imported("torch.distributed._functional_collectives", functional)
+
+    def arm_rlhf() -> None:
+        from agprof.instruments.rlhf import arm
+
+        at_root.append(arm(recorder, torch, hooks))
 
     if recorder.settings.nvtx:
         guard("nvtx", arm_nvtx)()
@@ -255,8 +290,10 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     if recorder.settings.level == "light":
         return
     guard("memory", arm_memory)()
+    guard("optimizer state", arm_optimizer_state)()
     guard("flops", arm_flops)()
     guard("comm", arm_comm)()
+    guard("rlhf", arm_rlhf)()
 
 
 def disarm(recorder: Any, reason: str) -> None:

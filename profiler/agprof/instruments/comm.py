@@ -12,6 +12,7 @@ from typing import Any
 
 from agprof.instruments import facts
 from agprof.instruments.comm_dispatcher import DispatcherTap
+from agprof.instruments.comm_functional import FunctionalTap
 from agprof.instruments.comm_groups import Group, Groups
 from agprof.instruments.comm_ops import OPERATIONS, Operation, size_and_dtype
 from agprof.instruments.comm_works import Pending, Works, pop, push
@@ -48,6 +49,7 @@ class CommunicationInstrument:
         self._groups: Any = None
         self._ledger: Ledger | None = None
         self._dispatcher: DispatcherTap | None = None
+        self._functional = False
         self.off = False
         """Set after repeated failures: wrappers then only call the original."""
 
@@ -83,6 +85,15 @@ class CommunicationInstrument:
             recorder.on_finish.append(("ledger", self._ledger.finish))
         if distributed.is_initialized():
             facts.record_process_group(recorder, distributed)
+        loaded = sys.modules.get(f"{distributed.__name__}._functional_collectives")
+        if loaded is not None:
+            self.arm_functional(loaded)
+
+    def arm_functional(self, module: Any) -> None:
+        """`module` is torch.distributed._functional_collectives, which may be imported before `arm` and after."""
+        if self._groups is not None and not self._functional:
+            self._functional = True
+            FunctionalTap(self._torch, self._recorder, self._groups, self._ledger, self._failed).arm(module)
 
     def arm_ddp(self, module: Any) -> None:
         """`module` is torch.nn.parallel.distributed."""

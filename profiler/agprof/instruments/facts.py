@@ -53,6 +53,22 @@ def record_model(recorder: Recorder, module: Any, root: int) -> None:
         recorder.fact(f"{prefix}.dtype", max(dtypes, key=lambda name: dtypes[name]))
 
 
+_SHARDED = {"FSDPModule": "fsdp2", "FullyShardedDataParallel": "fsdp"}
+_WRAPPERS = {"DeepSpeedEngine": "deepspeed", "DistributedDataParallel": "ddp"}
+
+
+def record_framework(recorder: Recorder, module: Any, root: int) -> None:
+    """What spreads a root module over the ranks, by the classes it and its parts have; nothing for the first: plain."""
+    for names, modules in ((_WRAPPERS, [module]), (_SHARDED, module.modules())):
+        for inner in modules:
+            found = next((names[kind.__name__] for kind in type(inner).__mro__ if kind.__name__ in names), None)
+            if found is not None:
+                recorder.fact("framework", found)
+                return
+    if root == 0:
+        recorder.fact("framework", "plain")
+
+
 def record_process_group(recorder: Recorder, distributed: Any) -> None:
     """Facts of the default process group, once there is one."""
     recorder.fact("dist.backend", str(distributed.get_backend()))

@@ -48,7 +48,6 @@ class FlopsInstrument:
         self._at_root(module)
 
     def _do_at_root(self, module: Any) -> None:
-        _record_sharding(self._recorder, module)
         target = _inner(module)
         if not self._armed or any(root() is target for root in self._roots):
             return
@@ -217,8 +216,3 @@ def _is_compiled(module: Any) -> bool:
         hasattr(inner, "_orig_mod") or getattr(inner, "_compiled_call_impl", None) is not None
         for inner in module.modules()
     )
-
-
-def _record_sharding(recorder: Recorder, module: Any) -> None:
-    if any(_is_named(inner, "FSDPModule", "FullyShardedDataParallel") for inner in module.modules()):
-        recorder.fact("framework", "fsdp")

@@ -206,6 +206,10 @@ class Recorder:
                 return span.name
         return "other"
 
+    def open_ranges(self) -> list[str]:
+        """Names of the ranges that are open on the calling thread, outermost first."""
+        return [span.name for span in self._thread.spans if span.category == "range"]
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def end_micro_step(self, loss: Loss | None = None) -> None:

@@ -24,8 +24,9 @@ class _State(threading.local):
 class TrainingLoop:
     """What is known of the loop: who owns the step boundary, and how deep in backward we are.
 
-    The owner is the optimizer or DeepSpeed engine that stepped first. A loop with several makes one step per update of
-    the owner; when the owner is gone, or steps no more while another does, the other becomes the owner.
+    The owner is the optimizer or DeepSpeed engine that stepped first; of optimizers that take turns it is, from the
+    second round on, the last of a round. A loop with several makes one step per update of the owner; when the owner is
+    gone, or steps no more while another does, the other becomes the owner.
     """
 
     def __init__(self, recorder: Recorder, torch: Any) -> None:
@@ -34,6 +35,9 @@ class TrainingLoop:
         self._state = _State()
         self._owner: weakref.ref[Any] | None = None
         self._others: dict[int, int] = {}
+        self._updates = 0
+        """Of the first owner."""
+        self._last_other: weakref.ref[Any] | None = None
         self._backwards = 0
         self._step_pending = False
         self._unscaled: tuple[weakref.ref[Any], Any] | None = None
@@ -188,7 +192,18 @@ class TrainingLoop:
         owner = self._owner() if self._owner is not None else None
         if owner is None:
             self._owner = weakref.ref(stepper)
-        elif owner is not stepper:
+            self._updates = 1
+        elif owner is stepper:
+            self._updates += 1
+            last = self._last_other() if self._last_other is not None else None
+            if self._updates == 2 and last is not None:
+                # A round of several optimizers ends with the last of them, which the first round shows.
+                self._owner = weakref.ref(last)
+                self._others.clear()
+                return
+        else:
+            if isinstance(stepper, self._torch.optim.Optimizer):
+                self._last_other = weakref.ref(stepper)
             count = self._others[id(stepper)] = self._others.get(id(stepper), 0) + 1
             if count < TAKE_OVER_STEPS:
                 return

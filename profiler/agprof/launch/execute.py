@@ -25,9 +25,10 @@ from agprof.errors import LaunchError
 from agprof.launch import guard, processes, shm
 from agprof.launch.folder import write_json
 from agprof.launch.judge import Observed, SeenRank, judge
-from agprof.launch.plan import LaunchPlan
+from agprof.launch.plan import COMMAND, LaunchPlan
+from agprof.launch.streams import AnnouncedRanks, no_rank_note
 from agprof.model.outcome import Outcome
-from agprof.model.settings import ENV_RUN_DIR
+from agprof.model.settings import ENV_PASS, ENV_RUN_DIR, ENV_SETTINGS
 from agprof.store import layout
 
 TICK_S = 0.25
@@ -76,7 +77,7 @@ def execute(
         stack.callback(job.end_at_once)
         sampler = _Sampler(plan, run_dir)
         stack.callback(sampler.end, 0.0)
-        supervisor = _Supervisor(job, signals, plan, deadlines)
+        supervisor = _Supervisor(job, signals, plan, run_dir, deadlines)
         supervisor.start()
         tick_problem = _tick_until_ended(supervisor, on_tick)
         job.end_at_once()
@@ -86,7 +87,10 @@ def execute(
             raise supervisor.problem
     if tick_problem is not None:
         notes.append(f"the live display stopped: {tick_problem}")
-    removed = shm.remove_left_behind(buffers, master_port=plan.master_port)
+    ports = supervisor.master_ports if plan.master_port is None else {plan.master_port}
+    removed = shm.remove_left_behind(buffers, master_ports=ports)
+    if plan.launcher == COMMAND and ENV_SETTINGS in plan.env:
+        notes.extend(no_rank_note(run_dir))
     verdict = judge(supervisor.observed(), run_dir, launcher=plan.launcher)
     outcome = Outcome(
         exit_code=verdict.exit_code,
@@ -175,7 +179,8 @@ def _start(plan: LaunchPlan, run_dir: Path, stack: ExitStack) -> _Job:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=dict(plan.env),
+            # A command may have RANK from outside: the guard is no rank all the same.
+            env={**plan.env, ENV_PASS: "1"},
             cwd=plan.cwd,
             # Out of the terminal's foreground group: Ctrl-C reaches agprof alone, which passes it on.
             start_new_session=True,
@@ -291,6 +296,8 @@ class _Rank:
     local_rank: int | None
     pid: int
     pidfd: int | None
+    is_launcher: bool = False
+    """It is the process that the guard itself started: the guard's word on its end is the rank's."""
     status: int | None = None
     """Wait status, when it was still to be seen."""
     ended_ns: int | None = None
@@ -304,11 +311,15 @@ class _Rank:
 class _Supervisor(threading.Thread):
     """Watches the job until the guard ended; ends it when a rank failed or somebody interrupted."""
 
-    def __init__(self, job: _Job, signals: _Signals, plan: LaunchPlan, deadlines: Deadlines) -> None:
+    def __init__(self, job: _Job, signals: _Signals, plan: LaunchPlan, run_dir: Path, deadlines: Deadlines) -> None:
         super().__init__(name="agprof-supervisor", daemon=True)
         self._job = job
         self._signals = signals
         self._expected = plan.ranks
+        """None until a rank of a command tells how many there are on this node."""
+        self._foreign = plan.launcher == COMMAND
+        self._announced = AnnouncedRanks(run_dir) if self._foreign else None
+        self.master_ports: set[int] = set()
         self._deadlines = deadlines
         self._stages: list[tuple[float, str]] = []
         """(monotonic time, order) still to come."""
@@ -370,34 +381,71 @@ class _Supervisor(threading.Thread):
         self.guard_code = self._job.process.poll()
         self._note_ended_ranks()
         self.launcher_end = self._job.launcher_end()
+        for rank in self.ranks.values():
+            if rank.is_launcher and rank.status is None and self.launcher_end is not None:
+                rank.status = self.launcher_end[0]
 
     def _find_ranks(self) -> None:
-        """Ranks are the outermost processes below the guard that have RANK in their environment."""
+        """Ranks are the outermost processes below the guard that have RANK in their environment.
+
+        Below a command also those that were armed without it: their streams tell.
+        """
         now = time.monotonic()
-        if len(self.ranks) >= self._expected or now < self._next_scan:
+        if self._all_found() or now < self._next_scan:
             return
         known = {rank.pid for rank in self.ranks.values()}
-        for pid in processes.descendants(self._job.pid):
+        below = processes.descendants(self._job.pid)
+        for pid in below:
             if pid in known:
                 continue
             variables = processes.environment(pid)
             fields = processes.stat_fields(pid)
             if fields is None or not variables.get("RANK", "").isdigit():
                 continue
-            if "RANK" in processes.environment(int(fields[1])):
+            parent = int(fields[1])
+            if parent != self._job.pid and "RANK" in processes.environment(parent):
                 continue
-            number, local = int(variables["RANK"]), variables.get("LOCAL_RANK", "")
-            if number not in self.ranks:
-                self.ranks[number] = _Rank(
-                    number=number, local_rank=int(local) if local.isdigit() else None, pid=pid, pidfd=_pidfd(pid)
-                )
+            self._found(int(variables["RANK"]), variables.get("LOCAL_RANK", ""), pid)
+            if self._foreign:
+                self._learn(variables)
+        for rank, pid, world_size in self._announced.poll() if self._announced is not None else ():
+            if pid in below and pid not in known and (rank not in self.ranks or self.ranks[rank].pid != pid):
+                self._found(rank, "", pid)
+                self._expected = self._expected or world_size
         # On a machine with many processes a look takes longer: never more than a tenth of a core.
         spent = time.monotonic() - now
         self._next_scan = now + min(1.0, max(_SCAN_S if now - self._begin < 60 else TICK_S, 10 * spent))
 
+    def _all_found(self) -> bool:
+        if self._expected is None or len(self.ranks) < self._expected:
+            return False
+        # A command may start its ranks again, or one job after the other.
+        return not self._foreign or any(rank.ended_ns is None for rank in self.ranks.values())
+
+    def _found(self, number: int, local_rank: str, pid: int) -> None:
+        before = self.ranks.get(number)
+        if before is not None and (not self._foreign or before.ended_ns is None):
+            return
+        fields = processes.stat_fields(pid)
+        self.ranks[number] = _Rank(
+            number=number,
+            local_rank=int(local_rank) if local_rank.isdigit() else None,
+            pid=pid,
+            pidfd=_pidfd(pid),
+            is_launcher=fields is not None and int(fields[1]) == self._job.pid,
+        )
+
+    def _learn(self, variables: dict[str, str]) -> None:
+        """What a rank's environment says of its job."""
+        here = variables.get("LOCAL_WORLD_SIZE") or variables.get("LOCAL_SIZE") or variables.get("WORLD_SIZE", "")
+        if here.isdigit():
+            self._expected = int(here)
+        if variables.get("MASTER_PORT", "").isdigit():
+            self.master_ports.add(int(variables["MASTER_PORT"]))
+
     def _wait(self) -> None:
         watched = [rank.pidfd for rank in self.ranks.values() if rank.pidfd is not None]
-        timeout = TICK_S if len(self.ranks) >= self._expected else max(0.0, self._next_scan - time.monotonic())
+        timeout = TICK_S if self._all_found() else max(0.0, self._next_scan - time.monotonic())
         # A launcher may wait for its rank at once, and the rank's status is lost then: be quick.
         poll = select.poll()
         for fd in watched:
@@ -417,7 +465,8 @@ class _Supervisor(threading.Thread):
                 os.close(rank.pidfd)
                 rank.pidfd = None
         first = self.first_failure
-        if first is not None and not had_failed and not self._stages:
+        # What a failed rank means to the others is a command's own affair: it may start them again.
+        if first is not None and not had_failed and not self._stages and not self._foreign:
             self._stages.append((time.monotonic() + self._deadlines.failure_s, "K"))
 
     def _obey_signals(self) -> None:

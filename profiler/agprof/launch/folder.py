@@ -99,7 +99,7 @@ def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> d
             name: None if value is None else redact_value(name, value) for name, value in sorted(plan.env_added.items())
         },
         "environment": environment_allowed(plan.env),
-        "workload": redact_tree(workload.model_dump(mode="json")),
+        "workload": _workload(workload),
         "host": {
             "hostname": socket.gethostname(),
             "platform": platform.platform(),
@@ -112,6 +112,13 @@ def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> d
         "packages": package_versions(),
         "git_commit": git_commit(plan.cwd),
     }
+
+
+def _workload(workload: Workload) -> Any:
+    tree = workload.model_dump(mode="json")
+    if workload.command is not None:
+        tree["command"] = redact_argv(workload.command)
+    return redact_tree(tree)
 
 
 def environment_allowed(environ: Mapping[str, str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ import sys
 import time
 
 from agprof.launch import processes
+from agprof.model.settings import ENV_PASS
 
 LEFTOVER_GRACE_S = 2.0
 NOT_STARTED = 127
@@ -30,6 +31,7 @@ NOT_STARTED = 127
 
 def main(argv: list[str]) -> int:
     status_fd, command = int(argv[0]), argv[2:]
+    os.environ.pop(ENV_PASS, None)  # where no bootstrap did
     os.set_inheritable(status_fd, False)
     processes.set_child_subreaper(True)
     wake, woken = os.pipe()

@@ -1,5 +1,7 @@
 """From what was seen of a job's end to its verdict: which rank was first, and what the exit code is.
 
+A command's own exit code stands whatever its ranks ended with.
+
 Three witnesses, in this order: our own look at each rank as it ended, torchrun's `failures.json` (written by
 `launch.elastic`), and the last line of DeepSpeed's launcher in `launcher.log`.
 """
@@ -14,6 +16,7 @@ from typing import Any
 
 from agprof.errors import LaunchError
 from agprof.launch import guard
+from agprof.launch.plan import COMMAND
 from agprof.launch.processes import shell_code, signal_name
 from agprof.model.outcome import RankFailure, Reason
 from agprof.store import layout
@@ -78,7 +81,14 @@ def judge(observed: Observed, run_dir: Path, *, launcher: str) -> Verdict:
         launcher_code, launcher_signal = shell_code(observed.launcher_status)
     logged = _logged_by_deepspeed(run_dir) if launcher == "deepspeed" and launcher_code != 0 else None
     ends = _failed_ranks(observed, _read_failures(run_dir), launcher_code, logged)
-    reason, code, name, notes = _decide(observed, ends, logged, launcher_code, launcher_signal)
+    if launcher == COMMAND:
+        # A launcher that waits for its ranks at once leaves nothing to see of those that ended well.
+        ends = [end for end in ends if end.code is not None] or ends[:1]
+        reason, code, name, notes = _decide_command(observed, ends, launcher_code, launcher_signal)
+        if reason == "finished":
+            ends = []
+    else:
+        reason, code, name, notes = _decide(observed, ends, logged, launcher_code, launcher_signal)
     caused = reason == "failed" or (reason == "killed" and not notes)
     return Verdict(
         reason=reason,
@@ -143,6 +153,27 @@ def _decide(
     if launcher_code == 0:
         return "finished", 0, None, []
     return _decide_without_ranks(observed, logged, launcher_code)
+
+
+def _decide_command(
+    observed: Observed, ends: list[_End], launcher_code: int | None, launcher_signal: str | None
+) -> tuple[Reason, int, str | None, list[str]]:
+    """A command's own exit code is the job's, whatever its ranks ended with."""
+    first = ends[0] if ends else None
+    number = observed.interrupted_by
+    if launcher_code is None or (
+        number is not None and (first is None or _later(first, observed.interrupted_monotonic_ns))
+    ):
+        return _decide(observed, ends, None, launcher_code, launcher_signal)
+    if launcher_code == 0:
+        notes = [f"rank {end.rank} ended with {_words(end)}, and the command with 0" for end in ends]
+        return "finished", 0, None, notes
+    name = launcher_signal or (first.signal if first is not None else None)
+    return ("killed" if name else "failed"), launcher_code, name, []
+
+
+def _words(end: _End) -> str:
+    return end.signal or f"exit code {end.code}"
 
 
 def _decide_without_ranks(

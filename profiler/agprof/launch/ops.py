@@ -67,10 +67,21 @@ def wants_ops(workload: Workload, base_dir: Path) -> bool:
     """Whether the job is likely to use DeepSpeed: by its launcher, as a bundled one, or as the script's text says."""
     if workload.launch.launcher == "deepspeed":
         return True
+    if workload.command is not None:
+        return any(_mentions_deepspeed(word) for word in workload.command)
     if workload.module is not None:
         return workload.module.startswith("agprof_workloads.")
     try:
         return "deepspeed" in (base_dir / str(workload.script)).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _mentions_deepspeed(word: str) -> bool:
+    if "deepspeed" in word:
+        return True
+    try:
+        return word.endswith(".py") and "deepspeed" in Path(word).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 

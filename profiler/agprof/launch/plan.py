@@ -8,14 +8,19 @@ from pathlib import Path
 from agprof.config.workload import Workload
 from agprof.launch.redact import redact_argv, redact_value
 from agprof.model.settings import (
+    ENV_FOREIGN,
     ENV_HOME,
     ENV_NODE,
+    ENV_PASS,
     ENV_RANK_PID,
     ENV_RUN_DIR,
     ENV_SETTINGS,
+    FOREIGN_OPEN,
     InstrumentSettings,
 )
 
+COMMAND = "command"
+"""Stands for the launcher in the plan of a command that starts its ranks itself."""
 MASTER_ADDRESS = "127.0.0.1"
 ENV_NO_DS_OPS = "AGPROF_NO_DS_OPS"
 """Set to 1: the instruments replace DeepSpeed's build of its shared-memory op by nothing (no compiler here)."""
@@ -27,11 +32,11 @@ BOOTSTRAP_PATH = _PACKAGE / "instruments" / "bootstrap_path"
 
 # What a launcher around agprof may have left; our own launcher sets them anew, and the bootstrap takes a process that
 # has RANK for a rank.
-_OF_RANKS = frozenset(
+_OWN = frozenset({ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME, ENV_FOREIGN, ENV_PASS})
+_OF_RANKS = _OWN | frozenset(
     {
         "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
         "ROLE_NAME", "ROLE_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT",
-        ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME,
     }
 )  # fmt: skip
 _OF_LAUNCHERS = ("TORCHELASTIC_", "PET_")
@@ -55,8 +60,10 @@ class LaunchPlan:
     env_added: Mapping[str, str | None]
     """What differs from the environment agprof was called in; None: removed."""
     cwd: Path
-    ranks: int
-    master_port: int
+    ranks: int | None
+    """None: a command decides that itself, and the ranks tell when they are there."""
+    master_port: int | None
+    """None where a command chooses it."""
     sampler_argv: tuple[str, ...] | None
     notes: tuple[str, ...] = ()
 
@@ -91,12 +98,19 @@ def plan_launch(
     master_port: int,
     cwd: Path | None = None,
     extensions_dir: Path | None = None,
+    same_environment: bool = True,
 ) -> LaunchPlan:
     """Plan the launch of `workload` on this node.
 
     `base_dir` is the folder that `script` is relative to; `python` the interpreter of launcher and ranks;
     `extensions_dir` the cache of compiled DeepSpeed ops, used unless the user set TORCH_EXTENSIONS_DIR.
+    `same_environment`: a command's program lies beside `python`, so that what holds for the one holds for the other.
     """
+    if workload.command is not None:
+        return _plan_command(
+            workload, run_dir=run_dir, environ=environ, python=python, cwd=cwd,
+            extensions_dir=extensions_dir, same_environment=same_environment,
+        )  # fmt: skip
     ranks = workload.launch.ranks_per_node
     notes: list[str] = []
     env = _environment(workload, environ, python=python, cores=cores, notes=notes)
@@ -120,17 +134,54 @@ def plan_launch(
     )
 
 
+def _plan_command(
+    workload: Workload,
+    *,
+    run_dir: Path,
+    environ: Mapping[str, str],
+    python: str,
+    cwd: Path | None,
+    extensions_dir: Path | None,
+    same_environment: bool,
+) -> LaunchPlan:
+    """A command runs as it stands: nothing of its environment is taken away, and only what measuring needs is added."""
+    env = {name: value for name, value in {**environ, **workload.launch.env}.items() if name not in _OWN}
+    env[ENV_RUN_DIR] = str(run_dir)
+    if workload.profile.level != "off":
+        env.update(_instruments(workload, env))
+        env[ENV_FOREIGN] = FOREIGN_OPEN
+    if same_environment:
+        env["PATH"] = _path_with(python, env)
+        if extensions_dir is not None:
+            env.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir))
+    assert workload.command is not None
+    return LaunchPlan(
+        launcher=COMMAND,
+        argv=tuple(workload.command),
+        env=env,
+        env_added=_difference(environ, env),
+        cwd=cwd if cwd is not None else Path.cwd(),
+        ranks=None,
+        master_port=None,
+        sampler_argv=_sampler(workload, run_dir, python),
+    )
+
+
 def describe(plan: LaunchPlan) -> list[str]:
     """The plan in lines, for --dry-run. Values that look like secrets are redacted."""
-    lines = [f"launcher  {plan.launcher}, {plan.ranks} ranks on this node", f"cwd       {plan.cwd}"]
+    how = f"{plan.launcher}, {plan.ranks} ranks on this node"
+    if plan.ranks is None:
+        how = "the command itself; ranks are found by their environment"
+    lines = [f"launcher  {how}", f"cwd       {plan.cwd}"]
     lines.append(f"command   {shlex.join(redact_argv(plan.argv))}")
     if plan.sampler_argv is not None:
         lines.append(f"sampler   {shlex.join(plan.sampler_argv)}")
     lines.append("environment of every rank, as agprof changes it:")
     for name, value in sorted(plan.env_added.items()):
         lines.append(f"  unset {name}" if value is None else f"  {name}={redact_value(name, value)}")
-    lines.append("environment of each rank, as its launcher sets it:")
-    for rank in range(plan.ranks):
+    if plan.ranks is not None:
+        lines.append("environment of each rank, as its launcher sets it:")
+    for rank in range(plan.ranks or 0):
         lines.append("  " + " ".join(f"{name}={value}" for name, value in plan.rank_environment(rank).items()))
     lines.extend(f"note: {note}" for note in plan.notes)
     return lines
@@ -149,12 +200,15 @@ def _environment(
         env["OMP_NUM_THREADS"] = str(max(1, cores // workload.launch.ranks_per_node))
     if cores < workload.launch.ranks_per_node:
         notes.append(f"{workload.launch.ranks_per_node} ranks share {cores} cores: they will take turns")
+    env["PATH"] = _path_with(python, env)
+    return env
+
+
+def _path_with(python: str, env: Mapping[str, str]) -> str:
     # As activating the interpreter's environment would. It also decides which ninja is found: two versions of ninja
     # don't trust each other's logs, and each rebuilds every op that the other built.
     folder = str(Path(python).parent)
-    path = [entry for entry in env.get("PATH", "").split(":") if entry and entry != folder]
-    env["PATH"] = ":".join([folder, *path])
-    return env
+    return ":".join([folder, *(entry for entry in env.get("PATH", "").split(":") if entry and entry != folder)])
 
 
 def _instruments(workload: Workload, env: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Gathers what this machine adds to a workload, and plans the launch."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +27,12 @@ def prepare(
     """
     if workload.script is not None and not (base_dir / workload.script).is_file():
         raise LaunchError(f"script {base_dir / workload.script} is no file; `script` is relative to the workload file")
-    if not ops.is_installed("torch"):
+    if workload.command is None and not ops.is_installed("torch"):
         raise LaunchError("torch is not installed beside agprof; install it, or agprof into the job's environment")
     if workload.launch.launcher == "deepspeed" and not ops.is_installed("deepspeed"):
         raise LaunchError("`launch.launcher: deepspeed` needs the package deepspeed beside agprof; it is not installed")
     folder = host.extensions_dir(os.environ)
+    program = _program(workload.command[0], workload) if workload.command is not None else None
     plan = plan_launch(
         workload,
         run_dir=run_dir,
@@ -40,11 +42,14 @@ def prepare(
         cores=host.usable_cores(),
         master_port=workload.launch.master_port or host.free_port(),
         extensions_dir=folder,
+        same_environment=program is None or program.parent == Path(sys.executable).absolute().parent,
     )
     if workload.launch.bind_cores and not ops.has_program("numactl", plan.env):
         raise LaunchError("`launch.bind_cores` needs numactl on PATH; install the package numactl or leave it out")
     if not build_ops:
         return plan
+    if "TORCH_EXTENSIONS_DIR" not in plan.env:
+        return plan  # a command of another environment: its ops are its own
     used = Path(plan.env["TORCH_EXTENSIONS_DIR"])
     if not ops.wants_ops(workload, base_dir):
         ops.remove_stale_locks(used, say=say)
@@ -53,3 +58,17 @@ def prepare(
     for note in ready.notes:
         say(note)
     return plan.without_ds_ops() if ready.no_ds_ops else plan
+
+
+def _program(word: str, workload: Workload) -> Path:
+    """The absolute path of a command's program, as the shell would find it. Raises LaunchError."""
+    env = {**os.environ, **workload.launch.env}
+    found = shutil.which(word, path=env.get("PATH", os.defpath))
+    if found is not None:
+        return Path(found).absolute()
+    if "/" in word and Path(word).is_file():
+        raise LaunchError(f"{word} can't be executed; a Python file is run as: agprof run -- python {word}")
+    hint = "there is no such file" if "/" in word else "it is not on PATH"
+    if Path(word).is_file():
+        hint += f"; the file of that name is run as: agprof run -- {'python ' if word.endswith('.py') else './'}{word}"
+    raise LaunchError(f"command {word!r} was not found: {hint}")

@@ -1,6 +1,7 @@
 """The shared-memory buffers that DeepSpeed's ranks leave in /dev/shm for ever (66 MiB per rank)."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 SHM = Path("/dev/shm")
@@ -15,8 +16,8 @@ def buffers(folder: Path = SHM) -> frozenset[str]:
         return frozenset()
 
 
-def remove_left_behind(before: frozenset[str], *, master_port: int, folder: Path = SHM) -> tuple[str, ...]:
-    """Remove the buffers that a job with this master port made since `before` and that no process maps any more.
+def remove_left_behind(before: frozenset[str], *, master_ports: Collection[int], folder: Path = SHM) -> tuple[str, ...]:
+    """Remove the buffers that a job with these master ports made since `before` and that no process maps any more.
 
     DeepSpeed names them PREFIX_uid_address_port_rank. Returns the names of those removed.
     """
@@ -25,7 +26,7 @@ def remove_left_behind(before: frozenset[str], *, master_port: int, folder: Path
     for name in sorted(buffers(folder) - before):
         path = folder / name
         try:
-            if not name.startswith(own) or name.split("_")[-2] != str(master_port):
+            if not name.startswith(own) or name.split("_")[-2] not in {str(port) for port in master_ports}:
                 continue
             if path.lstat().st_uid != os.getuid() or _is_mapped(path):
                 continue

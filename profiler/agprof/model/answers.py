@@ -318,6 +318,101 @@ class Quality:
     notes: tuple[str, ...]
 
 
+RlhfGroup = Literal[
+    "generate", "score", "train actor", "train critic", "train unsupervised", "train", "EMA", "data", "other"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfPart:
+    """One part of an RLHF iteration; means per rank and steady iteration. All parts add up to the iteration."""
+
+    name: str
+    """The range: generate, score/actor, score/reference, score/reward, score/critic, train/actor, train/critic,
+    train/unsupervised, ema, data; `other` is what no range covers. Engines whose role is not known have numbers."""
+    group: RlhfGroup
+    ns_per_iteration: float
+    share: float
+    """Of the iteration."""
+    calls_per_iteration: float
+    memory_peak: Figure
+    """Highest at the borders of phases inside the part: live tensors of the allocator on a GPU, resident set on a
+    CPU."""
+    collectives_per_iteration: float
+    """Collectives issued inside the part."""
+    communication_bytes_per_iteration: float | None
+    communication_ns_per_iteration: float
+    """Time in which the caller stood in them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfRank:
+    """Mean steady iteration of one rank. The parts add up to `iteration_ns` exactly (before rounding)."""
+
+    rank: int
+    iterations: int
+    iteration_ns: float
+    parts_ns: dict[str, float]
+    """Every part's name -> mean ns per iteration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfGeneration:
+    """What `generate` delivers, over steady iterations."""
+
+    tokens_per_second: Figure
+    """All ranks; positions after a sequence's end marker count."""
+    latency_per_token: Figure
+    """Time of a call over the tokens that it adds to each sequence."""
+    batch: Figure
+    """Sequences of one call."""
+    prompt_tokens: Figure
+    new_tokens: Figure
+    """Per sequence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfMetric:
+    """One of the metrics that DeepSpeed-Chat prints in stage 3."""
+
+    key: str
+    label: str
+    upstream: Figure
+    """By upstream's formula."""
+    corrected: Figure
+    flaws: tuple[int, ...]
+    """Flaws (by `number`) for which the two may differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfFlaw:
+    """A flaw in the formulas of DeepSpeed-Chat's printed metrics."""
+
+    number: int
+    title: str
+    explanation: str
+    applies: bool
+    """Whether it changes a figure of this run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlhfAnswer:
+    """Where an iteration of reinforcement learning from human feedback goes."""
+
+    sentence: str
+    iteration_time: Figure
+    """Median over steady iterations of the slowest rank's iteration, with interval."""
+    iterations: int
+    steady_iterations: int
+    parts: tuple[RlhfPart, ...]
+    ranks: tuple[RlhfRank, ...]
+    generation: RlhfGeneration
+    metrics: tuple[RlhfMetric, ...]
+    flaws: tuple[RlhfFlaw, ...]
+    notes: tuple[str, ...]
+    """Whole sentences: what an iteration is here, what the metrics could not know."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunAnswers:
     """All answers of one run."""
@@ -339,3 +434,5 @@ class RunAnswers:
     quality: Quality
     methods: tuple[tuple[str, str], ...]
     """Term and how it is measured."""
+    rlhf: RlhfAnswer | None = None
+    """None when the run is no RLHF: nothing was generated, or nothing was trained on what was."""

@@ -12,6 +12,12 @@ ENV_RANK_PID = "AGPROF_RANK_PID"
 """Process id of the rank. Set by the bootstrap, inherited by children, which therefore stay unarmed."""
 ENV_NODE = "AGPROF_NODE"
 """Number of the node, from 0."""
+ENV_FOREIGN = "AGPROF_FOREIGN"
+"""Set below a command that agprof did not make itself: a process without RANK may be a rank there. FOREIGN_OPEN until
+one is; then its process id, so that its children stay unarmed."""
+FOREIGN_OPEN = "open"
+ENV_PASS = "AGPROF_PASS"
+"""The one process that is given it is none of the job's; it takes it out of its environment."""
 
 Level = Literal["off", "light", "default"]
 

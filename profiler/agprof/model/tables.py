@@ -118,7 +118,7 @@ COLLECTIVES = _table(
     ("issue_end_ns", "int", "call returned to the caller (sync: the operation is done on the host)"),
     ("end_ns", "int?", "operation complete; None when it was not seen to complete"),
     ("wait_ns", "int", "time the caller stood in wait() on it, beside start..issue_end"),
-    ("tap", "str", "which instrument saw it: wrapper | dispatcher"),
+    ("tap", "str", "which instrument saw it: wrapper | dispatcher | functional"),
     ("thread", "int", "thread id"),
     ("caller", "str", "innermost phase when it was issued: data | forward | backward | optimizer | other"),
 )
@@ -132,6 +132,18 @@ WAITS = _table(
     ("start_ns", "int", "begin"),
     ("end_ns", "int", "end"),
     ("thread", "int", "thread id"),
+)
+
+GENERATIONS = _table(
+    "generations",
+    "rank",
+    "One row per call of a Hugging Face model's `generate`, seen from its arguments and its result.",
+    ("step", "int", "optimizer step in progress when it began"),
+    ("start_ns", "int", "begin"),
+    ("end_ns", "int", "end"),
+    ("batch", "int?", "sequences in the result"),
+    ("prompt_tokens", "int?", "positions of a prompt, padding included"),
+    ("new_tokens", "int?", "positions generated per sequence; those after a sequence's end marker count too"),
 )
 
 LEDGER = _table(
@@ -300,8 +312,8 @@ SAMPLER_STATE = _table(
 )
 
 TABLES: tuple[Table, ...] = (
-    STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, LEDGER, MEMORY, MODULES, MARKS, FACTS, FAULTS, COST,
-    HOST_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
+    STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, MARKS, FACTS,
+    FAULTS, COST, HOST_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
 )  # fmt: skip
 BY_NAME: dict[str, Table] = {table.name: table for table in TABLES}
 

@@ -131,14 +131,14 @@ def test_closure_optimizers(arm):
     assert {span.depth for span in tables["spans"][:-1]} == {1}
 
 
-def test_two_optimizers_make_one_step_per_update_of_the_first(arm):
+def test_two_optimizers_in_turn_make_one_step_per_round(arm):
     rig = arm()
     first, second = model_and_optimizer(), model_and_optimizer()
-    for _ in range(3):
+    for _ in range(4):
         for model, optimizer in (first, second):
             model(torch.ones(2, 3)).sum().backward()
             optimizer.step()
-    assert [row.micro_steps for row in rig.finish()["steps"]] == [1, 2, 2]
+    assert [row.micro_steps for row in rig.finish()["steps"]] == [1, 3, 2, 2]
 
 
 def test_the_next_optimizer_takes_over_from_one_that_is_gone_or_idle(arm):

@@ -16,7 +16,7 @@ def test_only_what_this_job_left_is_removed(tmp_path):
     before = buffers(tmp_path)
     for new in (name(29500, 0), name(29500, 1), other_port, other_user, "something_else"):
         (tmp_path / new).touch()
-    removed = remove_left_behind(before, master_port=29500, folder=tmp_path)
+    removed = remove_left_behind(before, master_ports={29500}, folder=tmp_path)
     assert removed == (name(29500, 0), name(29500, 1))
     assert {path.name for path in tmp_path.iterdir()} == {old, other_port, other_user, "something_else"}
 
@@ -25,8 +25,8 @@ def test_a_mapped_buffer_stays(tmp_path):
     path = tmp_path / name(29500, 0)
     path.write_bytes(b"x" * 4096)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-        assert remove_left_behind(frozenset(), master_port=29500, folder=tmp_path) == ()
-    assert remove_left_behind(frozenset(), master_port=29500, folder=tmp_path) == (path.name,)
+        assert remove_left_behind(frozenset(), master_ports={29500}, folder=tmp_path) == ()
+    assert remove_left_behind(frozenset(), master_ports={29500}, folder=tmp_path) == (path.name,)
 
 
 def test_no_such_folder_is_no_error(tmp_path):

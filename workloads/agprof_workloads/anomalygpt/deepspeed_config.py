@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 
+from agprof_workloads.frameworks.training import Recipe, warmup_decay
+
 Config = dict[str, Any]
 
 BUCKET_ELEMENTS = 50_000
 PEAK_LEARNING_RATE = 1e-3
 MIN_WARMUP_STEPS = 10
 WARMUP_SHARE = 0.1
+ADAM_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
 PRECISIONS = ("fp16", "bf16")
 
 
@@ -129,6 +132,40 @@ def accepted(config: Config) -> tuple[Config, list[str]]:
             "activation_checkpointing removed: DeepSpeed wants an object there, and the model never asks for it"
         )
     return config, said
+
+
+def recipe(config: Config) -> Recipe:
+    """The same training for a framework without a configuration of its own. Raises ValueError where it has no such."""
+    for precision in PRECISIONS:
+        if config.get(precision, {}).get("enabled"):
+            raise ValueError(f"--dtype {precision} is DeepSpeed's; the other frameworks train this model in fp32 only")
+    if "offload_optimizer" in config.get("zero_optimization", {}):
+        raise ValueError("--offload is DeepSpeed's; leave it out with another --framework")
+    kind = config["optimizer"]["type"]
+    if kind not in ("Adam", "AdamW"):
+        raise ValueError(f"optimizer {kind} is known to DeepSpeed only; choose Adam or AdamW for another --framework")
+    # DeepSpeed's "Adam" is AdamW
+    wanted = {key: value for key, value in config["optimizer"].get("params", {}).items() if key in ADAM_PARAMETERS}
+    rate = float(wanted.get("lr", PEAK_LEARNING_RATE))
+    factor = None
+    if scheduler := config.get("scheduler"):
+        schedule = scheduler.get("params", {})
+        if scheduler["type"] != "WarmupDecayLR" or schedule.get("warmup_min_lr"):
+            raise ValueError(
+                f"scheduler {scheduler['type']} is known to DeepSpeed only; for another --framework choose "
+                "WarmupDecayLR from a rate of 0"
+            )
+        rate = schedule["warmup_max_lr"]
+        factor = warmup_decay(schedule["warmup_num_steps"], schedule["total_num_steps"])
+    return Recipe(
+        make_optimizer=lambda model: torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad], **{**wanted, "lr": rate}
+        ),
+        micro_batch=config["train_micro_batch_size_per_gpu"],
+        accumulation=config["gradient_accumulation_steps"],
+        clip_norm=config.get("gradient_clipping") or None,
+        schedule=factor,
+    )
 
 
 def usable_dtype(wanted: str, device: torch.device) -> tuple[str, list[str]]:

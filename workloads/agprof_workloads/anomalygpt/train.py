@@ -1,24 +1,22 @@
-"""Train AnomalyGPT with DeepSpeed: one micro-step on inspection images, one on general instructions, in turn.
+"""Train AnomalyGPT: one micro-step on inspection images, one on general instructions, in turn.
 
 Runs as one process (``python -m agprof_workloads.anomalygpt.train --preset tiny``), under torchrun and under the
-deepspeed launcher. Prints one line per optimizer step, from rank 0.
+deepspeed launcher; with DeepSpeed, as the original, or with another framework. Prints one line per optimizer step, from
+rank 0.
 """
 
 import argparse
 import os
 import random
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TextIO
 
 import cv2
-import numpy as np
 import torch
 
 import agprof
@@ -29,6 +27,10 @@ from agprof_workloads.anomalygpt.miniature import miniature
 from agprof_workloads.anomalygpt.model import AnomalyGPT, Outcome, choose_trainable
 from agprof_workloads.anomalygpt.prompts import read_descriptions
 from agprof_workloads.anomalygpt.sizes import SIZES
+from agprof_workloads.frameworks.deepspeed import DeepSpeedTraining
+from agprof_workloads.frameworks.process import Say, open_log, prepare_process, say_on_rank_0, seed
+from agprof_workloads.frameworks.training import Training
+from agprof_workloads.frameworks.wrap import add_options, check_options, start_group, wrap
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 20, "accumulation": 2, "dtype": "fp32", "workers": 1, "sft_workers": 0, "longest_text": 128},
@@ -36,7 +38,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "full": {"steps": 50, "accumulation": 8, "dtype": "fp16", "workers": 8, "sft_workers": 1, "longest_text": 1024},
 }
 
-Say = Callable[[str], None]
+FSDP_BLOCKS = ("LlamaDecoderLayer", "Block")
+"""Class names of what FSDP2 gathers one at a time: layers of the language model and of the towers."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,8 +59,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--epochs", type=int, default=50, help="epochs that the learning-rate schedule is laid out for")
     add("--micro-batch", type=int, default=1, help="items per rank and micro-step; an MVTec item is two images")
     add("--accumulation", type=int, help="micro-steps per optimizer step")
-    add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2)
-    add("--offload", action="store_true", help="keep the optimizer's state on the CPU")
+    add_options(parser, default="deepspeed")
+    add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2, help="DeepSpeed's")
+    add("--offload", action="store_true", help="keep the optimizer's state on the CPU; DeepSpeed's")
     add("--dtype", choices=DTYPES)
     add("--train", default="decoder+prompt", help="trained parts: decoder, prompt, lora, proj, joined by +")
     add("--seed", type=int, default=42)
@@ -91,69 +95,71 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> None:
     check_checkpoints(options)
+    check_options(options.framework, options.allreduce)
     device = prepare_process()
-    # imported once the environment is complete: DeepSpeed looks at it while it is imported
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel("WARNING")
+    if device.type == "cpu":
+        cv2.setNumThreads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     say = say_on_rank_0(rank)
 
     native_ops = not options.no_native_ops and (device.type != "cpu" or deepspeed_config.native_ops_buildable())
-    if not native_ops:
+    if options.framework == "deepspeed" and not native_ops:
         say(deepspeed_config.without_native_ops())
     options.dtype, said = deepspeed_config.usable_dtype(options.dtype, device)
     for line in said:
         say(line)
-    deepspeed.init_distributed()
+    start_group(options.framework, device)
 
     seed(options.seed)
     loaders = Loaders(options, rank, ranks)
     model = build_model(options, device, say)
     choose_trainable(model, options.train.split("+"))
-    engine = start_engine(
+    training = start_training(
         model, options, ranks, schedule_steps(options, ranks, len(loaders.mvtec_data)), native_ops, say
     )
     # the model's start must be the same on all ranks; only the coin may differ
     random.seed(options.seed + (rank if options.decorrelate else 0))
-    say(f"{counted(model)} on {ranks} x {device.type}, {options.dtype}, ZeRO-{options.zero_stage}")
+    framework = f"ZeRO-{options.zero_stage}" if options.framework == "deepspeed" else options.framework
+    say(f"{counted(model)} on {ranks} x {device.type}, {options.dtype}, {framework}")
 
     with open_log(options.loss_log, rank) as log:
-        run(engine, loaders, options, say, log)
+        run(training, loaders, options, say, log)
     if options.save_dir:
         weights = checkpoints.trained_weights(model)
         if rank == 0:
             say(f"trained weights saved as {checkpoints.save_delta(weights, options.save_dir)}")
+    for line in training.told():
+        say(line)
     torch.distributed.destroy_process_group()
 
 
-def run(engine: Any, loaders: "Loaders", options: argparse.Namespace, say: Say, log: TextIO | None) -> None:
-    """The loop. A micro-step is forward, backward and step; the engine really steps at every ``--accumulation``-th."""
-    engine.train()
+def run(training: Training, loaders: "Loaders", options: argparse.Namespace, say: Say, log: TextIO | None) -> None:
+    """The loop. A micro-step is forward, backward and step; every ``--accumulation``-th really updates the weights."""
+    training.module.train()
     losses: list[float] = []
     accuracies: list[float] = []
     started = time.perf_counter()
     for batch in alternate(loaders):
-        outcome: Outcome = engine(batch)
-        engine.backward(outcome.loss)
+        outcome: Outcome = training.forward(batch)
+        training.backward(outcome.loss)
         agprof.step(tokens=outcome.tokens, samples=outcome.samples)
-        engine.step()
+        updated = training.step()
         # read every micro-step, which makes the host wait for the device, as the original's progress bar does
         losses.append(outcome.loss.item())
         accuracies.append(outcome.accuracy.item())
         if log is not None:
             log.write(f"{losses[-1]!r}\n")
-        if engine.micro_steps % options.accumulation:
+        if not updated:
             continue
         now = time.perf_counter()
         say(
-            f"step {engine.global_steps}/{options.steps} loss {fmean(losses):.4f} accuracy {fmean(accuracies):.3f} "
-            f"lr {engine.get_lr()[0]:.2e} {1000 * (now - started):.0f} ms"
+            f"step {training.steps}/{options.steps} loss {fmean(losses):.4f} accuracy {fmean(accuracies):.3f} "
+            f"lr {training.learning_rate():.2e} {1000 * (now - started):.0f} ms"
         )
         started = now
         losses.clear()
         accuracies.clear()
-        if engine.global_steps >= options.steps:
+        if training.steps >= options.steps:
             return
 
 
@@ -179,46 +185,16 @@ class Loaders:
         self.sft = loader(sft_data, RankSlices(len(sft_data), *slices), options.sft_workers)
 
 
-def prepare_process() -> torch.device:
-    """Complete the environment as a launcher would have, choose the device, keep to one thread on a CPU."""
-    lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ |= lone | {"MASTER_PORT": str(free_port())}
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
-        return device
-    cv2.setNumThreads(1)
-    if "OMP_NUM_THREADS" not in os.environ:
-        # threads that wait for one another cost a small model ten times what they bring
-        torch.set_num_threads(1)
-    return torch.device("cpu")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def seed(number: int) -> None:
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
-
-
 def schedule_steps(options: argparse.Namespace, ranks: int, items: int) -> int:
     """Optimizer steps in all epochs, counting two micro-steps per pair of loaders."""
     steps = 2 * options.epochs * items // (options.micro_batch * options.accumulation * ranks)
     return max(int(steps), 1)
 
 
-def start_engine(
+def start_training(
     model: AnomalyGPT, options: argparse.Namespace, ranks: int, steps: int, native_ops: bool, say: Say
-) -> Any:
-    import deepspeed
-
+) -> Training:
+    """The model under --framework, each trained as the DeepSpeed configuration says."""
     setup = deepspeed_config.Setup(
         micro_batch=options.micro_batch,
         accumulation=options.accumulation,
@@ -235,30 +211,26 @@ def start_engine(
     )
     for line in said:
         say(f"DeepSpeed configuration: {line}")
+    if options.framework != "deepspeed":
+        return wrap(
+            options.framework,
+            model,
+            deepspeed_config.recipe(config),
+            blocks=FSDP_BLOCKS,
+            allreduce=options.allreduce,
+            anchor=True,  # micro-steps on instructions have no anomaly map: decoder and prompt learner stay unused
+        )
+    import deepspeed
+
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=[p for p in model.parameters() if p.requires_grad], config=config
     )
-    return engine
+    return DeepSpeedTraining(engine)
 
 
 def counted(model: AnomalyGPT) -> str:
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     return f"{sum(n for n, _ in sizes):,} parameters, {sum(n for n, trained in sizes if trained):,} trained,"
-
-
-def say_on_rank_0(rank: int) -> Say:
-    def say(line: str) -> None:
-        if rank == 0:
-            print(line, flush=True)
-
-    return say
-
-
-def open_log(path: Path | None, rank: int) -> Any:
-    if path is None:
-        return nullcontext()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + (f".rank{rank}" if rank else "")).open("w")
 
 
 if __name__ == "__main__":

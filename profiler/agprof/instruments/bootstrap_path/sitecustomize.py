@@ -25,18 +25,28 @@ def _chain() -> None:
 
 def _arm() -> None:
     environ = os.environ
-    if "AGPROF_RUN_DIR" not in environ or "RANK" not in environ:
+    if environ.pop("AGPROF_PASS", None) is not None or "AGPROF_RUN_DIR" not in environ:
+        return
+    foreign = "AGPROF_FOREIGN" in environ
+    if "RANK" not in environ and not foreign:
         return
     # A rank's children inherit its environment: the process id tells them apart. After an os.exec it still matches.
     if environ.get("AGPROF_RANK_PID", str(os.getpid())) != str(os.getpid()):
         return
+    if foreign:
+        _place().start_foreign()
+        return
     environ["AGPROF_RANK_PID"] = str(os.getpid())
+    _place().start_rank()
+
+
+def _place():
     try:
-        from agprof.instruments import bootstrap
+        from agprof.instruments import place
     except ImportError:
-        sys.path.append(environ["AGPROF_HOME"])
-        from agprof.instruments import bootstrap
-    bootstrap.start()
+        sys.path.append(os.environ["AGPROF_HOME"])
+        from agprof.instruments import place
+    return place
 
 
 try:

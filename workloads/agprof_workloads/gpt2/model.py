@@ -1,0 +1,69 @@
+"""GPT-2 from a random start, and what of it is trained: everything, or one of peft's methods."""
+
+import warnings
+from typing import Any, cast
+
+from torch import nn
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+    "base": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+}
+BLOCKS = ("GPT2Block",)
+METHODS = ("none", "lora", "prompt", "prefix", "ptuning", "ia3")
+VIRTUAL_TOKENS = 8
+LORA_RANK = 8
+
+
+def build(size: str, vocabulary: int, context: int, method: str) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    # prompt-like methods put their virtual tokens before the text
+    positions = context + (VIRTUAL_TOKENS if method in ("prompt", "ptuning", "prefix") else 0)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions, bos_token_id=1, eos_token_id=1, pad_token_id=0, **SIZES[size]
+    )
+    model = cast(nn.Module, GPT2LMHeadModel(config))
+    return model if method == "none" else with_method(model, method)
+
+
+def with_method(model: nn.Module, method: str) -> nn.Module:
+    """The model with everything frozen but what `method` adds."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return cast(nn.Module, get_peft_model(model, method_config(method)))
+
+
+def method_config(method: str) -> Any:
+    from peft import (
+        IA3Config,
+        LoraConfig,
+        PrefixTuningConfig,
+        PromptEncoderConfig,
+        PromptTuningConfig,
+        TaskType,
+    )
+
+    task: Any = TaskType.CAUSAL_LM
+    if method == "lora":
+        # fan_in_fan_out: GPT-2's Conv1D keeps its weight transposed
+        return LoraConfig(
+            task_type=task, r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=["c_attn"], fan_in_fan_out=True
+        )
+    if method == "prompt":
+        return PromptTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL_TOKENS)
+    if method == "prefix":
+        return PrefixTuningConfig(task_type=task, num_virtual_tokens=VIRTUAL_TOKENS)
+    if method == "ptuning":
+        return PromptEncoderConfig(task_type=task, num_virtual_tokens=VIRTUAL_TOKENS, encoder_hidden_size=64)
+    if method == "ia3":
+        return IA3Config(
+            task_type=task,
+            target_modules=["c_attn", "mlp.c_proj"],
+            feedforward_modules=["mlp.c_proj"],
+            fan_in_fan_out=True,
+        )
+    raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
