@@ -126,11 +126,12 @@ class Works:
     def around_wait(self, guarded: Callable[[], int]) -> Callable[[Any], Any]:
         """Makes the replacement of Work.wait. `guarded()` is non-zero inside a wrapped call of this thread."""
         recorder = self._recorder
+        find = self._by_work.get
 
         def make(original: Any) -> Any:
             @functools.wraps(original)
             def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-                known = self._by_work.get(id(work))
+                known = find(id(work))
                 if known is None or guarded() or not recorder.enabled:
                     return original(work, *args, **kwargs)
                 pending = known[1]
