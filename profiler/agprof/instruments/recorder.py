@@ -151,7 +151,8 @@ class Recorder:
             return now  # closed already by an outer close, or opened on another thread
         while True:
             inner = spans.pop()
-            self._leave(inner)
+            if self.nvtx is not None or inner.begin_event is not None:
+                self._leave(inner)
             self._span_rows(
                 (
                     inner.number,
@@ -167,7 +168,7 @@ class Recorder:
             )
             if inner is span:
                 break
-        if span.category == "phase" and not any(outer.category == "phase" for outer in spans):
+        if span.category == "phase" and not (spans and any(outer.category == "phase" for outer in spans)):
             for callback in self.on_phase_end:
                 callback(span.name, now)
         return now

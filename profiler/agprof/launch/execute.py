@@ -384,7 +384,9 @@ class _Supervisor(threading.Thread):
             fields = processes.stat_fields(pid)
             if fields is None or not variables.get("RANK", "").isdigit():
                 continue
-            if "RANK" in processes.environment(int(fields[1])):
+            parent = int(fields[1])
+            # An orphan that a rank let go carries RANK too: the guard has adopted it.
+            if parent == self._job.pid or "RANK" in processes.environment(parent):
                 continue
             number, local = int(variables["RANK"]), variables.get("LOCAL_RANK", "")
             if number not in self.ranks:
@@ -412,6 +414,8 @@ class _Supervisor(threading.Thread):
             if rank.ended_ns is not None or processes.is_running(rank.pid):
                 continue
             rank.status = processes.zombie_status(rank.pid)
+            if rank.status is None and rank.pidfd is not None:
+                rank.status = processes.pidfd_status(rank.pidfd)
             rank.ended_ns = time.monotonic_ns()
             if rank.pidfd is not None:
                 os.close(rank.pidfd)
