@@ -103,6 +103,7 @@ class Recorder:
         self.device: DeviceTimer | None = None
         self.nvtx: NvtxRanges | None = None
         self._thread = _Thread()
+        self._main_spans = self._thread.spans
         self._numbers = itertools.count()
         self._span_rows = writer.rows("spans")
         self._step_start_ns: int | None = None
@@ -201,8 +202,12 @@ class Recorder:
         self.fault("device", where, error)
 
     def phase(self) -> str:
-        """Innermost phase of the calling thread, `other` outside of any."""
-        for span in reversed(self._thread.spans):
+        """Innermost phase of the calling thread, `other` outside of any.
+
+        A thread without spans of its own is asked for on behalf of the main one: on a GPU, autograd issues collectives
+        from the device's thread while the main thread stands in backward.
+        """
+        for span in reversed(self._thread.spans or self._main_spans):
             if span.category == "phase":
                 return span.name
         return "other"
