@@ -425,7 +425,7 @@ def _memory(rng: random.Random, ranks: int, end_ns: int) -> MemoryAnswer:
             RankMemory(
                 rank=rank,
                 peak=figure((1_272 + 60 * (rank == 1)) * MIB, "bytes", n=300),
-                peak_at="backward.end of step 12",
+                peak_at="the end of backward in step 12",
                 standing_bytes=(1_180 + 60 * (rank == 1)) * MIB,
             )
             for rank in range(ranks)

@@ -97,8 +97,6 @@ class Chart:
     bars: tuple[Bar, ...] = ()
     """The same in short, drawn on the server; shown until plotly takes over."""
     bars_unit: str = ""
-    wide: bool = True
-    """False: two of them stand side by side where there is room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

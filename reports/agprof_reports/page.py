@@ -14,7 +14,7 @@ from agprof_reports.charts.ranks import own_work
 from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
-from agprof_reports.data import Bar, Card, FindingCard, Page, Section, Table
+from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section, Table
 from agprof_reports.figures import SOURCES, card, shown
 from agprof_reports.tables import StepGroup
 from agprof_reports.text import scale, with_unit
@@ -249,9 +249,9 @@ def _compute(answers: RunAnswers) -> Section:
 
 def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
     found = answers.memory
-    drawn = []
+    drawn: list[Chart] = []
     if any(curve.x_ns for curve in found.curves):
-        drawn.append(memory_curves(found, answers.time, groups, run))
+        drawn.extend(memory_curves(found, answers.time, groups, run))
     if any(rank.peak.value is not None for rank in found.ranks):
         drawn.append(memory_peaks(found))
     return Section(

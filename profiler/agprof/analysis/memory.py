@@ -59,7 +59,7 @@ def _rank_memory(view: View, kind: Kind, rank: int, rows: pl.DataFrame) -> RankM
     return RankMemory(
         rank=rank,
         peak=Figure(value=value, unit="bytes", source="measured", n=known.height, method=_METHODS[kind]),
-        peak_at=f"{first['at']} of step {first['step']}",
+        peak_at=_border(str(first["at"]), int(first["step"])),
         standing_bytes=standing(view, rows, current),
     )
 
@@ -111,3 +111,10 @@ def _curves(view: View, kind: Kind, table: pl.DataFrame) -> tuple[Curve, ...]:
             points = list(zip(times, rows[column].to_list(), strict=True))
             curves.append(curve(f"rank {rank} {label}", "bytes", points, MAX_POINTS, rank=rank))
     return tuple(c for c in curves if c is not None)
+
+
+def _border(at: str, step: int) -> str:
+    """`forward.end` of step 3 in words."""
+    if at == "step.end":
+        return f"the end of step {step}"
+    return f"the end of {at.removesuffix('.end')} in step {step}"

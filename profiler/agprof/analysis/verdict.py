@@ -25,7 +25,7 @@ def judge(evidence: Evidence, findings: tuple[Finding, ...]) -> Verdict:
     largest = max(PHASES, key=lambda phase: evidence.parts[phase])
     confidence_sentence = _confidence(evidence)
     # a dead rank comes before anything that is only slow
-    first = next((f for f in findings if f.saving_ns_per_step is not None or f.key == "rank-ended"), None)
+    first = next((f for f in findings if _leads(f)), None)
     step = format_value(evidence.mean_ns, "ns")
     rest = _others(evidence, largest)
     if straggler is not None and (largest == "communication" or straggler.lost_ns > 0.1 * evidence.mean_ns):
@@ -48,7 +48,7 @@ def judge(evidence: Evidence, findings: tuple[Finding, ...]) -> Verdict:
     return Verdict(
         bound_by=largest,  # type: ignore[arg-type]
         headline=_headline(evidence, largest, step),
-        evidence=(*rest, *_nothing_found(findings)),
+        evidence=(*rest, *_inside(evidence, largest), *_nothing_found(findings)),
         confidence="measured",
         confidence_sentence=confidence_sentence,
         next_step=first.change if first else _NEXT[largest],
@@ -67,6 +67,22 @@ def _others(evidence: Evidence, largest: str) -> tuple[str, ...]:
     order = sorted((p for p in PHASES if p != largest), key=lambda phase: -evidence.parts[phase])
     words = [f"{PHASE_WORDS[phase]} {percent(evidence.share(phase))}" for phase in order if evidence.parts[phase] > 0]
     return (f"The rest of the step: {', '.join(words)}.",) if words else ()
+
+
+def _leads(finding: Finding) -> bool:
+    """Whether a finding is sure enough to be the next step: a rule of thumb is not."""
+    if finding.key == "rank-ended":
+        return True
+    return finding.saving_ns_per_step is not None and finding.confidence != "rule of thumb"
+
+
+def _inside(evidence: Evidence, phase: str) -> tuple[str, ...]:
+    """The user's own ranges that take most of a compute-bound step."""
+    if phase not in ("forward", "backward", "other"):
+        return ()
+    top = sorted(evidence.time.ranges, key=lambda row: -row.share)[:3]
+    words = [f"`{row.name}` {percent(row.share)}" for row in top if row.share >= 0.02]
+    return (f"Your own ranges that take most of a step: {', '.join(words)}.",) if words else ()
 
 
 def _nothing_found(findings: tuple[Finding, ...]) -> tuple[str, ...]:

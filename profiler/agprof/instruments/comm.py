@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agprof.instruments import facts
+from agprof.instruments.comm_coalescing import Coalescing
 from agprof.instruments.comm_dispatcher import DispatcherTap
 from agprof.instruments.comm_functional import FunctionalTap
 from agprof.instruments.comm_groups import Group, Groups
@@ -265,14 +266,14 @@ class CommunicationInstrument:
             inner = original(group, *args, **kwargs)
             if self.off or not self._recorder.enabled or self._thread.coalesced is not None:
                 return inner
-            return _Coalescing(self, inner)
+            return Coalescing(inner, self._recorder.clock, self._enter_coalescing, self._leave_coalescing, self._failed)
 
         return manager
 
-    def enter_coalescing(self) -> None:
+    def _enter_coalescing(self) -> None:
         self._thread.coalesced = []
 
-    def leave_coalescing(self, works: Any, start: int, completed: bool) -> None:
+    def _leave_coalescing(self, works: Any, start: int, completed: bool) -> None:
         """The manager issued what it had collected as one operation."""
         thread = self._thread
         calls, thread.coalesced = thread.coalesced, None
@@ -317,34 +318,6 @@ class CommunicationInstrument:
             return original(*args, **kwargs)
 
         return destroy_process_group
-
-
-class _Coalescing:
-    """torch's coalescing manager, with the operation that it issues at its end made into one row."""
-
-    def __init__(self, instrument: CommunicationInstrument, inner: Any) -> None:
-        self._instrument = instrument
-        self._inner = inner
-        self._manager: Any = None
-
-    def __enter__(self) -> Any:
-        self._manager = self._inner.__enter__()
-        self._instrument.enter_coalescing()
-        return self._manager
-
-    def __exit__(self, *exception: Any) -> Any:
-        instrument = self._instrument
-        start = instrument._recorder.clock()
-        completed = False
-        try:
-            result = self._inner.__exit__(*exception)
-            completed = exception[0] is None
-            return result
-        finally:
-            try:
-                instrument.leave_coalescing(getattr(self._manager, "works", None), start, completed)
-            except Exception as error:
-                instrument._failed("coalescing", error)
 
 
 def _holders(distributed: Any, c10d: Any) -> list[Any]:

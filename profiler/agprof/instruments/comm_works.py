@@ -97,18 +97,23 @@ class Works:
 
     def _complete(self, pending: Pending, _future: Any) -> None:
         now = self._clock()
-        pending.running -= 1
-        if pending.running <= 0:
-            pending.end_ns = now
-            self._settle(pending)
+        with self._lock:  # the works of a batch complete on threads of their own
+            pending.running -= 1
+            if pending.running <= 0:
+                pending.end_ns = now
+        self._settle(pending)
 
     def _let_go(self, key: int, pending: Pending, _reference: Any) -> None:
         self._by_work.pop(key, None)
         if key in self._waited_for:
             self._waited_for.discard(key)
         else:
+            self._done_with(pending)
+
+    def _done_with(self, pending: Pending) -> None:
+        with self._lock:
             pending.used -= 1
-            self._settle(pending)
+        self._settle(pending)
 
     def _settle(self, pending: Pending) -> None:
         # Never complete and let go: written at the end, with an unknown end.
@@ -126,11 +131,12 @@ class Works:
     def around_wait(self, guarded: Callable[[], int]) -> Callable[[Any], Any]:
         """Makes the replacement of Work.wait. `guarded()` is non-zero inside a wrapped call of this thread."""
         recorder = self._recorder
+        find = self._by_work.get
 
         def make(original: Any) -> Any:
             @functools.wraps(original)
             def wait(work: Any, *args: Any, **kwargs: Any) -> Any:
-                known = self._by_work.get(id(work))
+                known = find(id(work))
                 if known is None or guarded() or not recorder.enabled:
                     return original(work, *args, **kwargs)
                 pending = known[1]
@@ -158,10 +164,9 @@ class Works:
         self._wait_rows((self._recorder.step, pending.op, start, end, threading.get_ident()))
         if done and key not in self._waited_for:
             self._waited_for.add(key)
-            pending.used -= 1
             if pending.ends_in_wait:
                 pending.end_ns = end
-            self._settle(pending)
+            self._done_with(pending)
 
     def finish(self) -> None:
         """Write what is still open, with what is known of it."""

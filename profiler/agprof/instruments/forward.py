@@ -69,6 +69,10 @@ class ForwardPhases:
         # Inside a running backward pass this is activation checkpointing's recomputation: part of the backward phase.
         if self._inside.calls or self._graph_task_id() != -1:
             return
+        if not self._recorder.is_on(INSTRUMENT):
+            # Switched off after failures, or a forked child: cost nothing more.
+            self._hooks.pop(self._key, None)
+            return
         self._enter(module, by_hook=True)
 
     def _after_call(self, module: Any, _inputs: Any, _output: Any) -> None:
@@ -109,7 +113,7 @@ class ForwardPhases:
             if sys.exc_info()[0] is None:
                 self._remove_stale()
             # else torch may be iterating over the module's hooks, which it does not copy after a failed forward
-        if self._recorder.enabled:
+        if self._recorder.is_on(INSTRUMENT):
             self._hooks[self._key] = self._any_module
         if span is not None:
             self._recorder.close(span)

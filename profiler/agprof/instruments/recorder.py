@@ -103,6 +103,7 @@ class Recorder:
         self.device: DeviceTimer | None = None
         self.nvtx: NvtxRanges | None = None
         self._thread = _Thread()
+        self._main_spans = self._thread.spans
         self._numbers = itertools.count()
         self._span_rows = writer.rows("spans")
         self._step_start_ns: int | None = None
@@ -151,7 +152,8 @@ class Recorder:
             return now  # closed already by an outer close, or opened on another thread
         while True:
             inner = spans.pop()
-            self._leave(inner)
+            if self.nvtx is not None or inner.begin_event is not None:
+                self._leave(inner)
             self._span_rows(
                 (
                     inner.number,
@@ -167,7 +169,7 @@ class Recorder:
             )
             if inner is span:
                 break
-        if span.category == "phase" and not any(outer.category == "phase" for outer in spans):
+        if span.category == "phase" and not (spans and any(outer.category == "phase" for outer in spans)):
             for callback in self.on_phase_end:
                 callback(span.name, now)
         return now
@@ -200,8 +202,12 @@ class Recorder:
         self.fault("device", where, error)
 
     def phase(self) -> str:
-        """Innermost phase of the calling thread, `other` outside of any."""
-        for span in reversed(self._thread.spans):
+        """Innermost phase of the calling thread, `other` outside of any.
+
+        A thread without spans of its own is asked for on behalf of the main one: on a GPU, autograd issues collectives
+        from the device's thread while the main thread stands in backward.
+        """
+        for span in reversed(self._thread.spans or self._main_spans):
             if span.category == "phase":
                 return span.name
         return "other"

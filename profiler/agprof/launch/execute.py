@@ -403,7 +403,9 @@ class _Supervisor(threading.Thread):
             if fields is None or not variables.get("RANK", "").isdigit():
                 continue
             parent = int(fields[1])
-            if parent != self._job.pid and "RANK" in processes.environment(parent):
+            # Below the guard itself stands the launcher, which has no RANK, or an orphan that a rank let go and the guard
+            # adopted. Only a foreign command may be a rank of its own.
+            if not self._foreign if parent == self._job.pid else "RANK" in processes.environment(parent):
                 continue
             self._found(int(variables["RANK"]), variables.get("LOCAL_RANK", ""), pid)
             if self._foreign:
@@ -460,6 +462,8 @@ class _Supervisor(threading.Thread):
             if rank.ended_ns is not None or processes.is_running(rank.pid):
                 continue
             rank.status = processes.zombie_status(rank.pid)
+            if rank.status is None and rank.pidfd is not None:
+                rank.status = processes.pidfd_status(rank.pidfd)
             rank.ended_ns = time.monotonic_ns()
             if rank.pidfd is not None:
                 os.close(rank.pidfd)

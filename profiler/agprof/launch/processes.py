@@ -1,8 +1,10 @@
 """Linux processes: who descends from whom, how one ended, and ending all of them. Standard library only."""
 
 import ctypes
+import fcntl
 import os
 import signal
+import struct
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +13,10 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _PROC = Path("/proc")
+# struct pidfd_info of linux/pidfd.h in its first version: mask, cgroup, eleven ids, exit code.
+_PIDFD_INFO = struct.Struct("QQ11Ii")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = (3 << 30) | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11  # _IOWR(0xFF, 11, struct pidfd_info)
 
 
 def _prctl(option: int, argument: object) -> bool:
@@ -57,6 +63,21 @@ def zombie_status(pid: int) -> int | None:
     if fields is None or fields[0] not in "ZX" or len(fields) < 50:
         return None
     return int(fields[49])
+
+
+def pidfd_status(pidfd: int) -> int | None:
+    """The wait status of a process that its parent has waited for already, from a pidfd opened before that.
+
+    None where the kernel can't tell (before Linux 6.15), or the process has not been waited for.
+    """
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0, *[0] * 12)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, *_, status = _PIDFD_INFO.unpack(info)
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
 
 
 def shell_code(status: int) -> tuple[int, str | None]:

@@ -235,7 +235,7 @@ class RankMemory:
     peak: Figure
     """Highest of what was seen: allocator on a GPU, resident set on a CPU."""
     peak_at: str
-    """Phase border nearest the peak, as `forward.end of step 3`."""
+    """Phase border nearest the peak, as `the end of forward in step 3`."""
     standing_bytes: float | None
     """Median at the end of steady steps."""
 

@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from agprof.model.answers import Curve
 from agprof_reports import tables
@@ -25,13 +27,38 @@ from agprof_reports.tables import StepGroup
 from agprof_reports.text import label, scale
 
 DRAWN_POINTS = 800
-OWNER = re.compile(r"^(?:(?:rank|node|GPU) \d+ )+")
-GPU = re.compile(r"^(?:node \d+ )?GPU \d+ ")
+_OWNER = re.compile(r"^(?:(?:rank|node|GPU) \d+(?: |$))+")
+_GPU = re.compile(r"^(?:node \d+ )?GPU \d+ ")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Curves of one kind: `CPU` of all ranks, `power` of all GPUs."""
+
+    name: str
+    """Empty where the labels name nothing but the owner."""
+    curves: tuple[Curve, ...]
+
+    @property
+    def title(self) -> str:
+        title = f"{self.name} per rank" if len(self.curves) > 1 and self.curves[0].rank is not None else self.name
+        return f"GPU {title}" if _GPU.match(self.curves[0].label) else title
+
+    @property
+    def values(self) -> list[float]:
+        return [y for curve in self.curves for y in curve.y if y is not None and math.isfinite(y)]
+
+
+def kinds_of(curves: Sequence[Curve]) -> list[Kind]:
+    found: dict[tuple[str, str, bool], list[Curve]] = defaultdict(list)
+    for curve in curves:
+        found[_OWNER.sub("", curve.label), curve.unit, _GPU.match(curve.label) is not None].append(curve)
+    return [Kind(name, tuple(items)) for (name, _, _), items in found.items()]
 
 
 def _owner(curve: Curve) -> str:
     """What tells it from the others of its chart: `rank 0` of `rank 0 CPU`, `n0 GPU 1` of `node 0 GPU 1 power`."""
-    found = OWNER.match(curve.label)
+    found = _OWNER.match(curve.label)
     if found is None:
         return curve.label
     owner = found.group().strip()
@@ -71,7 +98,11 @@ def curves_chart(
         }
         for i, (curve, points) in enumerate(zip(curves, drawn, strict=True))
     ]
-    names = [label(_owner(curve), 20) for curve in curves]
+    owners = [_owner(curve) for curve in curves]
+    distinct = len(set(owners)) == len(owners)
+    family = f"{title} "  # `sent` of `network sent` in the chart `network`
+    told = [owner if distinct else curve.label for owner, curve in zip(owners, curves, strict=True)]
+    names = [label(name.removeprefix(family), 20) for name in told]
     room = height - (48 if titled else 32)
     direct = direct_labels(names, drawn, span, room) if len(curves) > 1 else []
     cut = any(len(points) < len(curve.x_ns) for curve, points in zip(curves, drawn, strict=True))
@@ -111,7 +142,7 @@ def _heat(
     divisor, unit = scaled
     begin = min((curve.x_ns[0] for curve in curves if curve.x_ns), default=0)
     end = max((curve.x_ns[-1] for curve in curves if curve.x_ns), default=1)
-    columns = max(1, min(240, max(len(curve.x_ns) for curve in curves)))
+    columns = max(1, min(240, max(len(curve.x_ns) for curve in curves) * 2 // 3))
     width = max(end - begin, 1) / columns
     z = []
     for curve in curves:

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from agprof.model.answers import MemoryAnswer, TimeAnswer
 from agprof_reports import tables
-from agprof_reports.charts.curves import curves_chart
-from agprof_reports.charts.pieces import LEGEND, PHASES, Span, rank_axis, seconds, short
+from agprof_reports.charts.curves import curves_chart, kinds_of
+from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, rank_axis, seconds, short
 from agprof_reports.charts.time import DRAWN_STEPS
 from agprof_reports.charts.timeline import span_colour
 from agprof_reports.data import Chart, Spec
@@ -16,17 +16,29 @@ from agprof_reports.text import label, scale
 _STRIP = ("step", "step-other", "warmup", *PHASES)
 
 
-def memory_curves(memory: MemoryAnswer, time: TimeAnswer, groups: Sequence[StepGroup], run: Span) -> Chart:
-    chart = curves_chart(
-        "memory-curves",
-        "Memory over the run" if memory.kind == "device" else "Resident memory over the run",
-        memory.curves,
-        groups,
-        run,
-        height=260,
+def memory_curves(memory: MemoryAnswer, time: TimeAnswer, groups: Sequence[StepGroup], run: Span) -> tuple[Chart, ...]:
+    """One chart with lines for a few curves; one heat map per kind (allocated, reserved) for many."""
+    title = "Memory over the run" if memory.kind == "device" else "Resident memory over the run"
+    if len(memory.curves) <= DIRECT_LABELS:
+        chart = curves_chart("memory-curves", title, memory.curves, groups, run, height=260)
+        return (_with_strip(chart, time, groups),)
+    return tuple(
+        curves_chart(
+            f"memory-curves-{index}" if index else "memory-curves",
+            f"{title}: {kind.name}" if kind.name else title,
+            kind.curves,
+            groups,
+            run,
+            height=200,
+        )
+        for index, kind in enumerate(kinds_of(memory.curves))
     )
+
+
+def _with_strip(chart: Chart, time: TimeAnswer, groups: Sequence[StepGroup]) -> Chart:
+    """Put the strip of steps and phases below the curves."""
     strip = _step_strip(time, groups)
-    if strip is None or chart.spec["data"][0]["type"] == "heatmap":
+    if strip is None:
         return chart
     layout = chart.spec["layout"]
     layout["yaxis"]["domain"] = [0.1, 1]

@@ -1,12 +1,9 @@
 """The sampler's curves: one small chart per kind. Kinds with nothing to see in them are told in a line instead."""
 
-import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from agprof.model.answers import Curve, SystemAnswer
-from agprof_reports.charts.curves import GPU, OWNER, curves_chart
+from agprof.model.answers import SystemAnswer
+from agprof_reports.charts.curves import Kind, curves_chart, kinds_of
 from agprof_reports.charts.pieces import DIRECT_LABELS, Span
 from agprof_reports.data import Chart
 from agprof_reports.tables import StepGroup
@@ -16,25 +13,13 @@ EVEN = 0.01
 """Curves of one kind that never differ by more are told in one figure when they are too many for lines."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Curves of one kind: `CPU` of all ranks, `power` of all GPUs."""
-
-    title: str
-    curves: tuple[Curve, ...]
-
-    @property
-    def values(self) -> list[float]:
-        return [y for curve in self.curves for y in curve.y if y is not None and math.isfinite(y)]
-
-    @property
-    def is_even(self) -> bool:
-        values = self.values
-        return len(self.curves) > DIRECT_LABELS and min(values) >= max(values) * (1 - EVEN) > 0
+def _is_even(kind: Kind) -> bool:
+    values = kind.values
+    return len(kind.curves) > DIRECT_LABELS and min(values) >= max(values) * (1 - EVEN) > 0
 
 
 def system_curves(system: SystemAnswer, groups: Sequence[StepGroup], run: Span) -> tuple[Chart, ...]:
-    drawn = _families([kind for kind in _kinds(system) if any(kind.values) and not kind.is_even])
+    drawn = _families([kind for kind in kinds_of(system.curves) if any(kind.values) and not _is_even(kind)])
     charts = []
     for index, kind in enumerate(drawn):
         last = index == len(drawn) - 1
@@ -45,13 +30,13 @@ def system_curves(system: SystemAnswer, groups: Sequence[StepGroup], run: Span) 
 
 def undrawn_curves(system: SystemAnswer) -> tuple[str, ...]:
     """One sentence each for kinds that were not measured, are zero throughout, or the same everywhere."""
-    kinds = _kinds(system)
+    kinds = kinds_of(system.curves)
     absent = [kind.title for kind in kinds if not kind.values]
     zero = [kind.title for kind in kinds if kind.values and not any(kind.values)]
     even = [
         f"{kind.title} {with_unit(max(kind.values), kind.curves[0].unit)}"
         for kind in kinds
-        if kind.values and kind.is_even
+        if kind.values and _is_even(kind)
     ]
     sentences = (
         ("Not measured", absent),
@@ -61,25 +46,14 @@ def undrawn_curves(system: SystemAnswer) -> tuple[str, ...]:
     return tuple(f"{head}: {', '.join(names)}." for head, names in sentences if names)
 
 
-def _kinds(system: SystemAnswer) -> list[_Kind]:
-    found: dict[tuple[str, str, bool], list[Curve]] = defaultdict(list)
-    for curve in system.curves:
-        found[OWNER.sub("", curve.label), curve.unit, GPU.match(curve.label) is not None].append(curve)
-    kinds = []
-    for (name, _, gpu), curves in found.items():
-        title = f"{name} per rank" if len(curves) > 1 and curves[0].rank is not None else name
-        kinds.append(_Kind(f"GPU {title}" if gpu else title, tuple(curves)))
-    return kinds
-
-
-def _families(kinds: Sequence[_Kind]) -> list[_Kind]:
+def _families(kinds: Sequence[Kind]) -> list[Kind]:
     """`network sent` and `network received` share a chart where each is one curve; `disk read` and `disk write` too."""
-    out: dict[tuple[str, str], _Kind] = {}
+    out: dict[tuple[str, str], Kind] = {}
     for kind in kinds:
         family, unit = kind.title.split(" ")[0], kind.curves[0].unit
         mates = [k for k in kinds if k.title.split(" ")[0] == family and k.curves[0].unit == unit]
         if family in ("network", "disk") and len(mates) > 1 and all(len(mate.curves) == 1 for mate in mates):
-            out[family, unit] = _Kind(family, tuple(curve for mate in mates for curve in mate.curves))
+            out[family, unit] = Kind(family, tuple(curve for mate in mates for curve in mate.curves))
         else:
             out[kind.title, unit] = kind
     return list(out.values())

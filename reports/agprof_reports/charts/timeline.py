@@ -76,7 +76,7 @@ def timeline(time: TimeAnswer) -> Chart:
         spec={"data": data, "layout": layout},
         table=_timeline_table(spans),
         legend=tuple((name, "collective" if name == "communication" else word) for name, word in legend),
-        note=" ".join(part for part in (time.timeline_note, note) if part),
+        note=" ".join(part for part in (_as_sentence(time.timeline_note), note) if part),
     )
 
 
@@ -119,3 +119,7 @@ def _timeline_table(spans: Sequence[TimelineSpan]) -> Table:
     for span in spans:
         totals[span.rank, span.lane, span.name].append(span.duration_ns)
     return tables.spans([(*key, len(ns), sum(ns), max(ns)) for key, ns in sorted(totals.items())])
+
+
+def _as_sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""

@@ -48,7 +48,7 @@ def test_memory_of_a_cpu_run_is_the_resident_set(tmp_path: Path) -> None:
     assert memory.kind == "host"
     assert memory.peak.value == 1200 * MIB
     assert memory.ranks[0].standing_bytes == 900 * MIB
-    assert memory.ranks[0].peak_at == "forward.end of step 0"
+    assert memory.ranks[0].peak_at == "the end of forward in step 0"
     assert [curve.label for curve in memory.curves] == ["rank 0 RSS", "rank 1 RSS"]
 
 

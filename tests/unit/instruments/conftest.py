@@ -145,7 +145,7 @@ class RankProcess:
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             environment.pop(name, None)
         environment |= {
-            "PYTHONPATH": os.pathsep.join([str(BOOTSTRAP_PATH), "/work/next/profiler", *more.pop("path", "").split(os.pathsep)]).rstrip(":"),
+            "PYTHONPATH": os.pathsep.join([str(BOOTSTRAP_PATH), *more.pop("path", "").split(os.pathsep)]).rstrip(":"),
             "OMP_NUM_THREADS": "1",
             ENV_RUN_DIR: str(self.run),
             ENV_HOME: str(PACKAGE.parent),

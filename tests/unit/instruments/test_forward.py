@@ -245,3 +245,12 @@ def test_compiled_modules_have_no_break_no_warning_and_a_phase(arm, way):
     assert len(forwards(tables)) == (0 if way in ("function", "outer") else 3)
     assert not faults(tables)
     torch._dynamo.reset()
+
+
+def test_switched_off_it_takes_its_hook_away(arm):
+    rig = arm()
+    for _ in range(3):
+        rig.recorder.fault("forward", "test", ValueError())
+    Net()(X)
+    assert not module_code._global_forward_pre_hooks
+    assert not forwards(rig.finish())

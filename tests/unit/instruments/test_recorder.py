@@ -257,3 +257,15 @@ def test_a_failing_device_timer_is_dropped_and_spans_go_on(rig, broken):
 def test_facts_that_json_can_not_hold_are_text(rig):
     rig.recorder.fact("a", {"x": object})
     assert "object" in rig.finish()["facts"][0].value
+
+
+def test_a_helper_thread_works_in_the_main_threads_phase(rig):
+    recorder = rig.recorder
+    span = recorder.open("phase", "backward")
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(recorder.phase()))
+    thread.start()
+    thread.join()
+    recorder.close(span)
+    assert seen == ["backward"]
+    assert recorder.phase() == "other"

@@ -93,6 +93,22 @@ def test_many_ranks_become_a_heat_map_and_few_get_labels_on_their_lines():
     assert many["memory-curves"].spec["data"][0]["type"] == "heatmap"
 
 
+def test_allocated_and_reserved_memory_are_told_apart():
+    answers = sample_answers(6, 20)
+    curve = answers.memory.curves[0]
+    both = [
+        replace(curve, label=f"rank {rank} {kind}", rank=rank)
+        for rank in range(6)
+        for kind in ("allocated", "reserved")
+    ]
+    many = charts_of(build(replace(answers, memory=replace(answers.memory, curves=tuple(both)))))
+    assert [len(many[key].spec["data"][0]["z"]) for key in ("memory-curves", "memory-curves-1")] == [6, 6]
+    assert many["memory-curves-1"].title == "Resident memory over the run: reserved, GiB"
+    few = charts_of(build(replace(answers, memory=replace(answers.memory, curves=tuple(both[:4])))))["memory-curves"]
+    notes = [note["text"] for note in few.spec["layout"]["annotations"]]
+    assert set(notes) == {f"rank {rank} {kind}" for rank in (0, 1) for kind in ("allocated", "reserved")}
+
+
 def test_the_sentence_of_ranks_names_the_slowest_five():
     sentence = section_of(build(sample_answers(64, 30)), "ranks").sentence
     assert sentence.startswith("All 64 ranks ended cleanly; rank 1 has the most work of its own")

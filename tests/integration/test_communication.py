@@ -1,6 +1,6 @@
 """Two gloo ranks with nothing armed but the communication instrument: what the taps see, and what the ledger says.
 
-Run as a program this file is one rank: `python test_comm.py SCENARIO RANK FOLDER`.
+Run as a program this file is one rank: `python test_communication.py SCENARIO RANK FOLDER`.
 """
 
 import json
