@@ -30,7 +30,9 @@ def _text_node(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
 
 
 def _float_node(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+    # YAML 1.1, which the dumper resolves by, takes 1e-08 for text: without a dot it would write a tag.
+    text = repr(value)
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
 
 
 _Dumper.add_representer(str, _text_node)

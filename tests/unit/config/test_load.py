@@ -197,3 +197,10 @@ WORKLOADS = st.builds(
 @given(WORKLOADS)
 def test_a_dumped_workload_loads_to_an_equal_one(workload: Workload) -> None:
     assert load(dump_workload(workload)).workload == workload
+
+
+@pytest.mark.parametrize("value", [1e-08, 1e22, -3.5e-300, 0.1, 2.0])
+def test_a_float_of_any_size_is_dumped_without_a_tag(value: float) -> None:
+    text = dump_workload(Workload(name="x", module="x", args=[value]))
+    assert "!!" not in text
+    assert load(text).workload.args == [value]
