@@ -1,7 +1,6 @@
 """What optimizers keep between steps: bytes of their state on this rank."""
 
 import importlib
-import weakref
 from typing import Any
 
 from agprof.instruments.recorder import Recorder
@@ -14,28 +13,27 @@ FACT = "optimizer.state_bytes"
 
 def arm(recorder: Recorder) -> None:
     """Record the fact `optimizer.state_bytes` after the first steps: tensors in `optimizer.state`, this rank's part."""
-    optimizers: weakref.WeakSet[Any] = weakref.WeakSet()
-    known = [0]
-    remember = recorder.guard(INSTRUMENT, optimizers.add)
+    sizes: dict[int, int] = {}
+    """By the optimizer's id: holding the optimizer itself, weakly or not, could change when it goes."""
 
-    def look(step: int) -> None:
-        if step >= LOOKED_AT_STEPS:
-            return
-        total = sum(map(state_bytes, optimizers))
-        if total != known[0]:
-            known[0] = total
+    def look(optimizer: Any) -> None:
+        before = sum(sizes.values())
+        sizes[id(optimizer)] = state_bytes(optimizer)
+        total = sum(sizes.values())
+        if total != before:
             recorder.fact(FACT, total)
 
+    guarded = recorder.guard(INSTRUMENT, look)
+
     def step_hook(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if recorder.step < LOOKED_AT_STEPS:
-            remember(optimizer)
+        if recorder.step <= LOOKED_AT_STEPS:
+            guarded(optimizer)
 
     # a compiler that traces the optimizer's step must leave this out
     step_hook._torchdynamo_disable = True  # type: ignore[attr-defined]
     # torch.optim deletes the name `optimizer` from its namespace; the module is there all the same
     module = importlib.import_module("torch.optim.optimizer")
     recorder.patches.on_undo(module.register_optimizer_step_post_hook(step_hook).remove)
-    recorder.on_step_end.append(recorder.guard(INSTRUMENT, look))
 
 
 def state_bytes(optimizer: Any) -> int:

@@ -208,6 +208,7 @@ class TrainingLoop:
             if count < TAKE_OVER_STEPS:
                 return
             self._owner = weakref.ref(stepper)
+            self._last_other = None
         self._others.clear()
         if self._backwards:
             # An update made by a gradient hook: the step ends with the backward pass it is part of.

@@ -403,8 +403,8 @@ class _Supervisor(threading.Thread):
             if fields is None or not variables.get("RANK", "").isdigit():
                 continue
             parent = int(fields[1])
-            # Below the guard itself stands the launcher, which has no RANK, or an orphan that a rank let go and the guard
-            # adopted. Only a foreign command may be a rank of its own.
+            # Below the guard itself stands the launcher, which has no RANK, or an orphan that a rank let go and the
+            # guard adopted. Only a foreign command may be a rank of its own.
             if not self._foreign if parent == self._job.pid else "RANK" in processes.environment(parent):
                 continue
             self._found(int(variables["RANK"]), variables.get("LOCAL_RANK", ""), pid)
