@@ -30,9 +30,9 @@ def _text_node(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
 
 
 def _float_node(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    # YAML 1.1, which the dumper resolves by, takes 1e-08 for text: without a dot it would write a tag.
+    # YAML 1.1, by which the dumper decides where a tag is needed, takes 1e-08 for text; our loader reads YAML 1.2.
     text = repr(value)
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
+    return dumper.represent_scalar("tag:yaml.org,2002:float" if "." in text else "tag:yaml.org,2002:str", text)
 
 
 _Dumper.add_representer(str, _text_node)
