@@ -16,7 +16,7 @@ FLAWS = {
         "with an unsupervised data set the batch becomes 2 whatever it was, by operator precedence: stage 3's TFLOPs "
         "and samples/s are those of two sequences"
     ),
-    "negative bandwidth": "bf16 counts as -1 byte per parameter, so generation's bandwidth comes out negative",
+    "no bandwidth for bf16": "bytes per parameter are known for fp16 and fp32 only: for bf16 it prints -1.00 GB/s",
     "scoring left out": (
         "the end-to-end time is training plus the last batch's generation time times the number of batches: the four "
         "scoring passes and loading of data are left out"
@@ -25,7 +25,7 @@ FLAWS = {
 """What is wrong with the upstream column."""
 
 BYTES_UPSTREAM = {"fp16": 2, "fp32": 4}
-UNKNOWN_BYTES_UPSTREAM = -1
+UNKNOWN_BANDWIDTH_UPSTREAM = -1.0
 BYTES = {"fp16": 2, "bf16": 2, "fp32": 4}
 TERA, GIGA = 1e12, 1e9
 REWARD_DECAY = 0.9
@@ -147,13 +147,16 @@ def ppo_upstream(setup: Setup, iteration: Iteration) -> Column:
     train += pass_flops(setup.critic, batch, length, setup.critic_factor)
     generate = pass_flops(setup.actor, setup.generation_batch * setup.ranks, length, 1)
     latency = generate_s / setup.answer_length
-    parameter_bytes = setup.actor.parameters * BYTES_UPSTREAM.get(setup.dtype, UNKNOWN_BYTES_UPSTREAM)
+    known_bytes = BYTES_UPSTREAM.get(setup.dtype)
+    bandwidth = UNKNOWN_BANDWIDTH_UPSTREAM
+    if known_bytes is not None:
+        bandwidth = setup.actor.parameters * known_bytes / latency / GIGA
     return {
         "train_tflops": train / (train_s * setup.ranks * TERA),
         "generate_tflops": generate / (generate_s * setup.ranks * TERA),
         "e2e_tflops": (train + generate * setup.generation_batches) / (e2e_s * setup.ranks * TERA),
         "latency_per_token_s": latency,
-        "bandwidth_gb_per_s": parameter_bytes / latency / GIGA,
+        "bandwidth_gb_per_s": bandwidth,
         "samples_per_s": batch / e2e_s,
         "generate_s": generate_s,
         "train_s": train_s,
