@@ -1,6 +1,7 @@
 """Markers, and a summary that says which tests were skipped for want of a system package, and which."""
 
 import ctypes.util
+import os
 import shutil
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ PACKAGES: dict[str, tuple[Callable[[], bool], str]] = {
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "system(package): needs a Debian package; skipped, and said so, without it")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
+    config.addinivalue_line("markers", "slow: runs in CI only (environment CI=1), and says so elsewhere")
 
 
 def _has_gpu() -> bool:
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 there[package] = PACKAGES[package][0]()
             if not there[package]:
                 item.add_marker(pytest.mark.skip(reason=f"needs the Debian package {package}"))
+        if item.get_closest_marker("slow") and not os.environ.get("CI"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs in CI only; CI=1 in the environment runs it here"))
         if item.get_closest_marker("gpu"):
             gpu = _has_gpu() if gpu is None else gpu
             if not gpu:

@@ -56,7 +56,7 @@ def rlhf_of(folder: Path) -> RlhfAnswer:
     return answers.rlhf
 
 
-@pytest.mark.parametrize("options", [(), ("--unsupervised",)])
+@pytest.mark.parametrize("options", [(), pytest.param(("--unsupervised",), marks=pytest.mark.slow)])
 def test_a_script_of_deepspeed_chats_structure_is_understood_and_computes_the_same(
     tmp_path: Path, options: tuple[str, ...]
 ) -> None:

@@ -105,7 +105,14 @@ class Measured:
     report: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# `make test` runs each framework once or twice; CI runs every variant.
+IN_CI_ONLY = {"zero0", "zero1", "accelerate_ddp", "ddp_static_graph"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in IN_CI_ONLY else []) for name in CASES],
+)
 def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     """The same command without agprof and under it, side by side to save time."""
     case = CASES[request.param]
