@@ -66,6 +66,9 @@ CASES = {
     "flops": ("agprof.instruments.flops:FlopsInstrument.arm", PLAIN),
     "comm": ("agprof.instruments.comm:size_and_dtype", DDP),
     "ledger": ("agprof.instruments.ledger:Ledger.finish", DDP),
+    "nvtx": ("agprof.instruments.nvtx_ranges:NvtxRanges.__init__", PLAIN),
+    "optimizer state": ("agprof.instruments.optimizer_state:state_bytes", PLAIN),
+    "rlhf": ("agprof.instruments.rlhf:arm", PLAIN),
     "deepspeed": ("agprof.instruments.deepspeed_engine:EnginePhases._begin_step", ZERO),
 }
 
@@ -87,5 +90,5 @@ def test_a_broken_instrument_is_reported_and_the_training_goes_on(instrument: st
     (folder,) = (tmp_path / "out").iterdir()
     assert "done 6 steps" in layout.rank_log(folder, 0, "stdout").read_text()
     problems = json.loads((folder / layout.REPORT_JSON).read_text())["quality"]["problems"]
-    name = instrument.partition(" ")[0]
+    name = instrument.partition(" at ")[0]
     assert any(f"Instrument {name} failed" in problem and "provoked" in problem for problem in problems), problems
