@@ -235,7 +235,9 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
 
         loop = TrainingLoop(recorder, torch)
         loop.arm()
-        hooks.when_imported("deepspeed.runtime.engine", guard("deepspeed", EnginePhases(recorder, loop).arm))
+        engines = EnginePhases(recorder, loop)
+        hooks.when_imported("deepspeed.runtime.engine", guard("deepspeed", engines.arm))
+        hooks.when_imported("deepspeed.runtime.hybrid_engine", guard("deepspeed", engines.arm_hybrid))
 
     def arm_forward() -> None:
         from agprof.instruments.forward import ForwardPhases

@@ -30,6 +30,25 @@ class EnginePhases:
         patches.replace(module.DeepSpeedEngine, "step", self._around_step)
         patches.replace(module.DeepSpeedEngine, "_take_model_step", self._around_step)
 
+    def arm_hybrid(self, module: Any) -> None:
+        """`module` is deepspeed.runtime.hybrid_engine."""
+        self._recorder.patches.replace(module.DeepSpeedHybridEngine, "__init__", self._around_hybrid_init)
+
+    def _around_hybrid_init(self, original: Any) -> Any:
+        count = self._recorder.guard(INSTRUMENT, self._count_containers)
+
+        @functools.wraps(original)
+        def __init__(engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            original(engine, *args, **kwargs)
+            count(engine)
+
+        return __init__
+
+    def _count_containers(self, engine: Any) -> None:
+        # The base class has described the engine; its containers are made after that. None made: no acceleration.
+        prefix = "deepspeed" if self._engines <= 1 else f"deepspeed.engine{self._engines - 1}"
+        self._recorder.fact(f"{prefix}.hybrid_engine_containers", len(engine._inference_containers))
+
     def _around_init(self, original: Any) -> Any:
         describe = self._recorder.guard(INSTRUMENT, self._describe)
 

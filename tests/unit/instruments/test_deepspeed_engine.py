@@ -192,3 +192,23 @@ def test_a_real_engine(rank_process):
     assert [row.loss.hex() for row in tables["micro_steps"]] == losses(plain.stdout)
     assert not faults(tables)
     assert [span.name for span in tables["spans"]].count("optimizer") == 6
+
+
+def test_a_hybrid_engine_says_how_many_containers_it_made(arm):
+    rig = arm()
+    engine = engine_class()
+
+    class DeepSpeedHybridEngine(engine):
+        def __init__(self, model):
+            super().__init__(model)
+            self._inference_containers = [object(), object()]
+
+    original = DeepSpeedHybridEngine.__init__
+    phases = EnginePhases(rig.recorder, TrainingLoop(rig.recorder, torch))
+    phases.arm(SimpleNamespace(DeepSpeedEngine=engine))
+    phases.arm_hybrid(SimpleNamespace(DeepSpeedHybridEngine=DeepSpeedHybridEngine))
+    DeepSpeedHybridEngine(torch.nn.Linear(2, 1))
+    facts = {row.key: row.value for row in rig.finish()["facts"]}
+    assert facts["deepspeed.hybrid_engine_containers"] == "2"
+    assert "deepspeed.zero_stage" in facts
+    assert DeepSpeedHybridEngine.__init__ is original
