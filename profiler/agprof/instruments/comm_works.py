@@ -6,12 +6,15 @@ go), so that it can hold the time stood in wait(). Neither works nor tensors are
 
 import functools
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from agprof.instruments.recorder import Recorder
 
+CALLBACKS_END_S = 0.5
+CALLBACKS_GIVEN_UP_S = 0.02
 MAX_OPEN = 4096
 """Rows kept open; the oldest is written as it is when a job keeps more works without ever waiting for them."""
 
@@ -72,6 +75,8 @@ class Works:
         self._open: dict[int, Pending] = {}
         self._by_work: dict[int, tuple[Any, Pending]] = {}
         self._waited_for: set[int] = set()
+        self._called_back = False
+        """Whether gloo's threads were ever asked to call back."""
 
     def follow(self, works: list[Any], pending: Pending, completes_on_host: bool) -> None:
         """Watch `works`; `pending` was made for exactly these."""
@@ -93,6 +98,7 @@ class Works:
         except RuntimeError:
             pending.ends_in_wait = True  # gloo's reduce_scatter has no future
             return
+        self._called_back = True
         future.add_done_callback(functools.partial(self._complete, pending))
 
     def _complete(self, pending: Pending, _future: Any) -> None:
@@ -170,7 +176,25 @@ class Works:
 
     def finish(self) -> None:
         """Write what is still open, with what is known of it."""
+        self._let_callbacks_end()
         for pending in list(self._open.values()):
             self._write(pending)
         self._by_work.clear()
         self._waited_for.clear()
+
+    def _let_callbacks_end(self) -> None:
+        """Give gloo's threads time to leave Python before the interpreter goes.
+
+        They call back, and give the callback up, after the waiting thread has gone on. One that asks for the
+        interpreter while it is being finalised takes the process down: "terminate called without an active exception".
+        """
+        if not self._called_back:
+            return
+        deadline = time.monotonic() + CALLBACKS_END_S
+        while time.monotonic() < deadline and any(self._is_awaited(pending) for pending in list(self._open.values())):
+            time.sleep(0.001)
+        time.sleep(CALLBACKS_GIVEN_UP_S)
+
+    @staticmethod
+    def _is_awaited(pending: Pending) -> bool:
+        return pending.running > 0 and pending.end_ns is None and not pending.ends_in_wait
