@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,27 @@ class Measured:
     report: dict[str, Any]
 
 
+TORCH_EXIT_RACE = "terminate called without an active exception"
+
+
+def run_both(case: Case, out: Path) -> "tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]":
+    """(under agprof, without it), side by side."""
+    plain = [word.format(port=host.free_port()) for word in case.command]
+    reference = subprocess.Popen(
+        plain, cwd=SCRIPTS, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        command = [word.format(port=host.free_port()) for word in case.command]
+        under = [sys.executable, "-m", "agprof", "run", "--plain", "--out", str(out), "--", *command]
+        done = subprocess.run(
+            under, cwd=SCRIPTS, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        )
+        stdout, stderr = reference.communicate(timeout=240)
+    finally:
+        reference.kill()
+    return done, subprocess.CompletedProcess(plain, reference.returncode, stdout, stderr)
+
+
 # `make test` runs each framework once or twice; CI runs every variant.
 IN_CI_ONLY = {"zero0", "zero1", "accelerate_ddp", "ddp_static_graph"}
 
@@ -119,19 +141,13 @@ def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if shutil.which(case.command[0], path=environment()["PATH"]) is None:
         pytest.skip(f"{case.command[0]} is not installed")
     out = tmp_path_factory.mktemp(request.param)
-    plain = [word.format(port=host.free_port()) for word in case.command]
-    reference = subprocess.Popen(
-        plain, cwd=SCRIPTS, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        command = [word.format(port=host.free_port()) for word in case.command]
-        under = [sys.executable, "-m", "agprof", "run", "--plain", "--out", str(out), "--", *command]
-        done = subprocess.run(
-            under, cwd=SCRIPTS, env=environment(), capture_output=True, text=True, timeout=240, check=False
-        )
-        stdout, stderr = reference.communicate(timeout=240)
-    finally:
-        reference.kill()
+    done, reference = run_both(case, out)
+    if TORCH_EXIT_RACE in done.stderr + reference.stderr:
+        # torch itself loses this race at a process's end now and then, also without agprof; twice in a row is ours.
+        warnings.warn(f"{request.param}: {TORCH_EXIT_RACE!r} at exit; run again", stacklevel=1)
+        out = tmp_path_factory.mktemp(f"{request.param}-again")
+        done, reference = run_both(case, out)
+    stdout, stderr = reference.stdout, reference.stderr
     folders = list(out.iterdir())
     assert folders, done.stderr[-2000:]
     (folder,) = folders
