@@ -13,11 +13,15 @@ from agprof.errors import AgprofError
 from agprof.model.version import __version__
 
 COMMANDS = ["run", "report", "show", "workloads", "init", "schema"]
-"""One module each in this package, with a function of the same name whose docstring is the command's help.
+"""One module each in this package, with a function of the same name whose docstring is the command's help. A name that
+Python keeps for itself has an underscore behind it there (PYTHON_NAMES).
 
 The list of commands imports every module, so each keeps its heavy imports inside its function. The function may return
 the exit code; None stands for 0. A class `CommandLine` in the module reads the command's arguments its own way.
 """
+
+PYTHON_NAMES = {"import": "import_"}
+"""Commands whose module and function can't be called as they are."""
 
 EXIT_USAGE = 2
 EXIT_FAULT = 70
@@ -47,8 +51,9 @@ def build_app(commands: Sequence[str] = tuple(COMMANDS)) -> typer.Typer:
     )
     app.callback()(_root)
     for name in commands:
-        module = import_module(f"agprof.cli.{name}")
-        app.command(name, cls=getattr(module, "CommandLine", None))(getattr(module, name))
+        python_name = PYTHON_NAMES.get(name, name)
+        module = import_module(f"agprof.cli.{python_name}")
+        app.command(name, cls=getattr(module, "CommandLine", None))(getattr(module, python_name))
     return app
 
 

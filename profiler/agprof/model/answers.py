@@ -8,6 +8,8 @@ documented in docs/report-json.md and change only with ANSWERS_VERSION.
 from dataclasses import dataclass
 from typing import Literal
 
+from agprof.model.trace_answers import TraceAnswer
+
 ANSWERS_VERSION = 1
 
 Source = Literal["measured", "counted", "modelled", "declared"]
@@ -436,3 +438,5 @@ class RunAnswers:
     """Term and how it is measured."""
     rlhf: RlhfAnswer | None = None
     """None when the run is no RLHF: nothing was generated, or nothing was trained on what was."""
+    trace: TraceAnswer | None = None
+    """None when the run holds no device trace."""

@@ -36,7 +36,7 @@ class Table:
     columns: tuple[Column, ...]
 
 
-def _table(name: str, scope: Scope, doc: str, *columns: tuple[str, str, str]) -> Table:
+def table(name: str, scope: Scope, doc: str, *columns: tuple[str, str, str]) -> Table:
     """Build a table from (name, type, doc) triples; a type that ends in `?` may be None."""
     built = []
     for column, type_, meaning in columns:
@@ -45,7 +45,7 @@ def _table(name: str, scope: Scope, doc: str, *columns: tuple[str, str, str]) ->
     return Table(name, scope, doc, tuple(built))
 
 
-STEPS = _table(
+STEPS = table(
     "steps",
     "rank",
     "One row per optimizer step. Steps tile the time line: a step ends when its optimizer update ends and the next "
@@ -60,7 +60,7 @@ STEPS = _table(
     ("profiled", "bool", "an expensive instrument (flops profiler) ran in this step; left out of statistics"),
 )
 
-MICRO_STEPS = _table(
+MICRO_STEPS = table(
     "micro_steps",
     "rank",
     "One row per backward pass.",
@@ -73,7 +73,7 @@ MICRO_STEPS = _table(
     ("tokens", "int?", "tokens"),
 )
 
-SPANS = _table(
+SPANS = table(
     "spans",
     "rank",
     "Time ranges of the rank's own threads, nested by time within a thread. Phases are spans of category `phase`.",
@@ -88,7 +88,7 @@ SPANS = _table(
     ("depth", "int", "open spans of the same thread when it began"),
 )
 
-DEVICE_SPANS = _table(
+DEVICE_SPANS = table(
     "device_spans",
     "rank",
     "The device's time of spans, from CUDA events that were never synchronised on. Empty on a CPU.",
@@ -97,7 +97,7 @@ DEVICE_SPANS = _table(
     ("duration_ns", "int", "duration on the device"),
 )
 
-COLLECTIVES = _table(
+COLLECTIVES = table(
     "collectives",
     "rank",
     "One row per collective call of this rank.",
@@ -123,7 +123,7 @@ COLLECTIVES = _table(
     ("caller", "str", "innermost phase when it was issued: data | forward | backward | optimizer | other"),
 )
 
-WAITS = _table(
+WAITS = table(
     "waits",
     "rank",
     "Time a thread stood in wait() on an asynchronous collective.",
@@ -134,7 +134,7 @@ WAITS = _table(
     ("thread", "int", "thread id"),
 )
 
-GENERATIONS = _table(
+GENERATIONS = table(
     "generations",
     "rank",
     "One row per call of a Hugging Face model's `generate`, seen from its arguments and its result.",
@@ -146,7 +146,7 @@ GENERATIONS = _table(
     ("new_tokens", "int?", "positions generated per sequence; those after a sequence's end marker count too"),
 )
 
-LEDGER = _table(
+LEDGER = table(
     "ledger",
     "rank",
     "torch's flight recorder against our taps, per group and operation, at the end of the run. "
@@ -160,7 +160,7 @@ LEDGER = _table(
     ("complete", "bool", "false when the recorder's ring had dropped older entries"),
 )
 
-MEMORY = _table(
+MEMORY = table(
     "memory",
     "rank",
     "Memory of the rank at the borders of phases.",
@@ -175,7 +175,7 @@ MEMORY = _table(
     ("allocated_peak_bytes", "int?", "device allocator's own peak; falls when somebody resets it"),
 )
 
-MODULES = _table(
+MODULES = table(
     "modules",
     "rank",
     "The module tree at the profile step, one micro-step, forward only.",
@@ -192,7 +192,7 @@ MODULES = _table(
     ("calls", "int?", "times its forward ran in the micro-step"),
 )
 
-MARKS = _table(
+MARKS = table(
     "marks",
     "rank",
     "Points in time: the user's agprof.mark and the instruments' own.",
@@ -202,7 +202,7 @@ MARKS = _table(
     ("name", "str", "text"),
 )
 
-FACTS = _table(
+FACTS = table(
     "facts",
     "rank",
     "What the instruments learned once: framework, ZeRO stage, model size, device ... Later rows win.",
@@ -211,7 +211,7 @@ FACTS = _table(
     ("value", "str", "value as JSON"),
 )
 
-FAULTS = _table(
+FAULTS = table(
     "faults",
     "rank",
     "Failures of instruments. Training never sees them; the report does.",
@@ -222,7 +222,7 @@ FAULTS = _table(
     ("count", "int", "how often so far; the instrument is off after the third"),
 )
 
-COST = _table(
+COST = table(
     "cost",
     "rank",
     "What the instruments themselves cost, as they measured it, per flush.",
@@ -233,7 +233,7 @@ COST = _table(
     ("lost_rows", "int", "rows lost since the row before (disk full, I/O error)"),
 )
 
-HOST_SAMPLES = _table(
+HOST_SAMPLES = table(
     "host_samples",
     "node",
     "The whole host, by psutil. Rates are counters' deltas over the sample's period.",
@@ -251,7 +251,7 @@ HOST_SAMPLES = _table(
     ("load_1m", "float?", "load average over one minute"),
 )
 
-PROCESS_SAMPLES = _table(
+PROCESS_SAMPLES = table(
     "process_samples",
     "node",
     "The process tree of each rank. Rates are deltas over the sample's period.",
@@ -268,7 +268,7 @@ PROCESS_SAMPLES = _table(
     ("write_bytes_per_s", "float?", "storage writes"),
 )
 
-GPUS = _table(
+GPUS = table(
     "gpus",
     "node",
     "The node's GPUs, once.",
@@ -281,7 +281,7 @@ GPUS = _table(
     ("driver_version", "str?", "driver"),
 )
 
-GPU_SAMPLES = _table(
+GPU_SAMPLES = table(
     "gpu_samples",
     "node",
     "Each GPU, by NVML.",
@@ -299,7 +299,7 @@ GPU_SAMPLES = _table(
     ("clock_event_reasons", "int?", "bit mask of clock event reasons"),
 )
 
-SAMPLER_STATE = _table(
+SAMPLER_STATE = table(
     "sampler_state",
     "node",
     "What the sampler could not measure and what it cost.",

@@ -31,6 +31,9 @@ FAILURES = "failures.json"
 RANKS = "ranks"
 NODES = "nodes"
 SUFFIX = ".agp"
+TRACES = "traces"
+TRACE_META = "trace.json"
+EXPORTS = "exports"
 
 
 def rank_stem(rank: int) -> str:
@@ -53,3 +56,8 @@ def node_stream(run: Path, node: int, attempt: int = 0) -> Path:
 def rank_log(run: Path, rank: int, stream: str) -> Path:
     """`stream` is stdout or stderr."""
     return run / RANKS / f"{rank_stem(rank)}.{stream}.log"
+
+
+def trace_folder(run: Path, rank: int) -> Path:
+    """The Parquet tables of one rank's device trace, and `trace.json` beside them."""
+    return run / TRACES / rank_stem(rank)

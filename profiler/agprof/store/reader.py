@@ -13,6 +13,7 @@ from agprof.errors import StoreError
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Scope, Table, Type
 from agprof.store import layout
 from agprof.store.frames import Rows, StreamFollower, unread_bytes
+from agprof.store.traces import RankTrace, read_traces
 
 _DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
 _ROWS_PER_PART = 65_536
@@ -50,6 +51,8 @@ class Run:
     """Every table of `model.tables`, also the empty ones, with `rank` or `node` as first column."""
     problems: tuple[str, ...]
     """What could not be read, in sentences."""
+    traces: Mapping[int, RankTrace] = field(default_factory=dict)
+    """Device traces by rank; {} when there are none."""
 
 
 def schema(table: Table) -> dict[str, type[pl.DataType]]:
@@ -85,6 +88,7 @@ def read_run(path: Path) -> Run:
         outcome=outcome,
         streams=tuple(streams),
         tables={table.name: _concatenate(table, parts[table.name]) for table in TABLES},
+        traces=read_traces(path, problems),
         problems=tuple(problems),
     )
 
