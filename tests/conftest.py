@@ -1,11 +1,16 @@
-"""Markers, and a summary that says which tests were skipped for want of a system package, and which."""
+"""Markers, shared data, and a summary that says which tests were skipped for want of a system package, and which."""
 
 import ctypes.util
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TRACES = Path(os.environ.get("AGPROF_TRACES") or ROOT.parent / "shared" / "traces")
+"""Real GPU traces recorded elsewhere: data for tests, not part of the project."""
 
 
 def _browser() -> bool:
@@ -22,6 +27,17 @@ PACKAGES: dict[str, tuple[Callable[[], bool], str]] = {
     "numactl": (_program("numactl"), "binding ranks to cores"),
     "g++": (_program("g++"), "compiling DeepSpeed's ops"),
 }
+
+
+@pytest.fixture(scope="session")
+def traces_dir() -> Path:
+    """The folder of real traces; where it is absent its tests are skipped, and say where to get it."""
+    if not (TRACES / "SOURCES.tsv").is_file():
+        pytest.skip(
+            f"no traces in {TRACES}: put those that SOURCES.tsv names there (from HolisticTraceAnalysis, TraceLens, kineto, "
+            "param, nsys-ai), or point AGPROF_TRACES to them"
+        )
+    return TRACES
 
 
 def pytest_configure(config: pytest.Config) -> None:
