@@ -34,8 +34,8 @@ def traces_dir() -> Path:
     """The folder of real traces; where it is absent its tests are skipped, and say where to get it."""
     if not (TRACES / "SOURCES.tsv").is_file():
         pytest.skip(
-            f"no traces in {TRACES}: put those that SOURCES.tsv names there (from HolisticTraceAnalysis, TraceLens, kineto, "
-            "param, nsys-ai), or point AGPROF_TRACES to them"
+            f"no traces in {TRACES}: put those that SOURCES.tsv names there (from HolisticTraceAnalysis, TraceLens, "
+            "kineto, param, nsys-ai), or point AGPROF_TRACES to them"
         )
     return TRACES
 
