@@ -158,6 +158,7 @@ def arm(torch: Any, hooks: ImportHooks, run: Path, rank: int, settings: Instrume
     os.register_at_fork(after_in_child=lambda: _go_inert(reference()))
     recorder.guard("exceptions", _watch_exceptions)(recorder)
     _arm_instruments(recorder, torch, hooks)
+    _arm_kineto(recorder, torch, run, rank)
     api.attach(recorder)
     recorder.writer.start()
     return recorder
@@ -296,6 +297,19 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     guard("flops", arm_flops)()
     guard("comm", arm_comm)()
     guard("rlhf", arm_rlhf)()
+
+
+def _arm_kineto(recorder: Any, torch: Any, run: Path, rank: int) -> None:
+    settings = recorder.settings.kineto
+    if settings is None:
+        return
+
+    def arm_kineto() -> None:
+        from agprof.instruments.kineto import KinetoCapture
+
+        KinetoCapture(recorder, torch, run, rank, settings).arm()
+
+    recorder.guard("kineto", arm_kineto)()
 
 
 def disarm(recorder: Any, reason: str) -> None:

@@ -23,6 +23,27 @@ Level = Literal["off", "light", "default"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KinetoSettings:
+    """A Kineto trace of some steps of some ranks."""
+
+    first_step: int = 5
+    """Optimizer step at whose begin the profiler is prepared."""
+    warmup: int = 1
+    """Steps in which it is prepared and keeps nothing."""
+    active: int = 3
+    """Steps that it records."""
+    ranks: tuple[int, ...] = (0,)
+    shapes: bool = False
+    stacks: bool = False
+    memory: bool = False
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is recorded."""
+        return self.first_step + self.warmup + self.active - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstrumentSettings:
     """Settings of the instruments. The defaults are those of a run with `profile:` left out."""
 
@@ -36,6 +57,8 @@ class InstrumentSettings:
     flight_recorder: bool = True
     total_steps: int | None = None
     """Optimizer steps the job will run, when known: for the ETA only."""
+    kineto: KinetoSettings | None = None
+    """None: no Kineto trace."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -43,4 +66,8 @@ class InstrumentSettings:
     @staticmethod
     def from_json(text: str) -> "InstrumentSettings":
         """Read what `to_json` wrote. Raises ValueError or TypeError on anything else."""
-        return InstrumentSettings(**json.loads(text))
+        values = json.loads(text)
+        if values.get("kineto") is not None:
+            kineto = values["kineto"]
+            values["kineto"] = KinetoSettings(**{**kineto, "ranks": tuple(kineto["ranks"])})
+        return InstrumentSettings(**values)

@@ -34,6 +34,7 @@ SUFFIX = ".agp"
 TRACES = "traces"
 TRACE_META = "trace.json"
 EXPORTS = "exports"
+KINETO = "kineto"
 
 
 def rank_stem(rank: int) -> str:
@@ -61,3 +62,8 @@ def rank_log(run: Path, rank: int, stream: str) -> Path:
 def trace_folder(run: Path, rank: int) -> Path:
     """The Parquet tables of one rank's device trace, and `trace.json` beside them."""
     return run / TRACES / rank_stem(rank)
+
+
+def kineto_file(run: Path, rank: int) -> Path:
+    """What torch's profiler wrote in one rank; turned into the rank's tables when the run has ended."""
+    return run / KINETO / f"{rank_stem(rank)}.json"

@@ -62,6 +62,7 @@ def patched_objects() -> list[dict[str, Any]]:
         for owner in (
             torch.Tensor,
             torch.autograd,
+            torch.autograd.profiler.profile,
             torch.nn.Module,
             torch.amp.GradScaler,
             dataloader.DataLoader,
