@@ -60,6 +60,8 @@ class Column:
     """Unit of the cells' values, where their texts have units of their own."""
     code: bool = False
     """Set in the monospaced face: names of code, keys, commands."""
+    fold: bool = False
+    """Long texts are shown shortened, whole on demand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,8 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[str | Cell, ...], ...]
     note: str = ""
+    filter_column: int | None = None
+    """Column among whose values the reader may choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,35 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slices:
+    """A time line of many slices, drawn on a canvas by assets/timeline.js. charts/trace_timeline.py states the code."""
+
+    key: str
+    title: str
+    description: str
+    head: Spec
+    """Names, kinds, lanes, window."""
+    columns: bytes
+    """Begin, duration and name of every slice."""
+    legend: tuple[tuple[str, str], ...]
+    table: Table
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of a long section, with a heading and a sentence of its own."""
+
+    key: str
+    title: str
+    sentence: str
+    lines: tuple[tuple[str, str], ...] = ()
+    charts: tuple[Chart, ...] = ()
+    slices: Slices | None = None
+    tables: tuple[Table, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
     key: str
     title: str
@@ -109,6 +142,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     lines: tuple[tuple[str, str], ...] = ()
     """Mark (good, watch, bad or empty) and sentence, under the first."""
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
