@@ -17,6 +17,12 @@ def _browser() -> bool:
     return any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
 
 
+def _nsys() -> bool:
+    from agprof.launch.nsight import find_import_nvtxt, find_nsys
+
+    return find_nsys() is not None and find_import_nvtxt() is not None
+
+
 def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
@@ -26,6 +32,7 @@ PACKAGES: dict[str, tuple[Callable[[], bool], str]] = {
     "chromium": (_browser, "the report in a browser"),
     "numactl": (_program("numactl"), "binding ranks to cores"),
     "g++": (_program("g++"), "compiling DeepSpeed's ops"),
+    "nsight-systems": (_nsys, "what Nsight Systems makes of our files; scripts/nsight unpacks it"),
 }
 
 
