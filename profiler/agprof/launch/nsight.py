@@ -76,7 +76,7 @@ def nsys_version(nsys: Path) -> str | None:
 
 
 def quiet() -> dict[str, str]:
-    """An environment for nsys that holds no secret and no setting of the user: whatever nsys sees ends in its report."""
+    """An environment for nsys without secrets and settings of the user: whatever nsys sees ends in its report."""
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C.UTF-8"}
 
 
