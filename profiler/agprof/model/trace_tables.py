@@ -116,6 +116,15 @@ COUNTERS = table(
     ("value", "float", "value in the counter's own unit"),
 )
 
+EVENT_WAITS = table(
+    "event_waits",
+    "rank",
+    "What the trace's own synchronisation events say beyond their row in `gpu`; sparse.",
+    ("correlation", "int", "of the host's waiting call, and of the row in `gpu`"),
+    ("waited_stream", "int?", "stream whose event is waited for"),
+    ("record_correlation", "int?", "of the host call that recorded the event"),
+)
+
 NAMES = table(
     "names",
     "rank",
@@ -124,4 +133,4 @@ NAMES = table(
     ("text", "str", "text as it stood in the trace"),
 )
 
-TRACE_TABLES: tuple[Table, ...] = (GPU, CPU, COMM_ARGS, MEMORY_EVENTS, COUNTERS, NAMES)
+TRACE_TABLES: tuple[Table, ...] = (GPU, CPU, COMM_ARGS, MEMORY_EVENTS, COUNTERS, EVENT_WAITS, NAMES)
