@@ -42,6 +42,9 @@ class TraceBreakdown:
     """overlapped over all communication; None without communication."""
     idle_by_cause_ns: dict[str, int]
     """Every IdleCause -> ns; they add up to idle_ns exactly."""
+    exposed_other_ns: int = 0
+    """Only with `definitions: hta`: what HTA counts as busy and is none of the above (synchronisation rows, rounding).
+    It adds up with the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,8 @@ class TraceMeta:
     """Begin of the first and end of the last event."""
     timestamp_unit: str = ""
     """Resolution in which the file holds its times: `ns`, `us`."""
+    time_base_ns: int | None = None
+    """What was added to the file's own times to make them those of the tables."""
     notes: tuple[str, ...] = ()
 
 

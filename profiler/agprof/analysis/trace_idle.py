@@ -1,0 +1,121 @@
+"""Why a device idles: every gap is cut into parts by what the host did until it launched what ends the gap.
+
+Definition in docs/trace-analysis.md; the parts add up to the idle time exactly.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from agprof.analysis.trace_activities import NONE, Device, ints, texts, waiting_calls
+from agprof.analysis.trace_intervals import NOTHING, Bools, Disjoint, Ints, both, gaps, together, union, without
+from agprof.analysis.trace_names import DATA
+from agprof.model.trace_answers import IdleCause
+from agprof.model.trace_tables import CpuKind
+from agprof.store.traces import RankTrace
+
+CAUSES: tuple[IdleCause, ...] = ("launch", "kernel wait", "synchronisation", "data", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class HostWaits:
+    """Per thread: when it stood in a synchronising call, and in a data loader."""
+
+    synchronising: dict[int, Disjoint]
+    data: dict[int, Disjoint]
+
+
+def host_waits(trace: RankTrace, device: Device) -> HostWaits:
+    """What the host waited for."""
+    calls, waiting = device.calls, waiting_calls(device)
+    return HostWaits(
+        synchronising=by_thread(calls.thread[waiting], calls.start[waiting], calls.end[waiting]),
+        data=_data_ranges(trace),
+    )
+
+
+def idle_by_cause(device: Device, waits: HostWaits, start: int, end: int) -> dict[IdleCause, Disjoint]:
+    """The idle time of [start, end) by cause.
+
+    Of the activity that ends a gap: from the begin of its launch call on the device waits (`kernel wait`). Before, the
+    launching thread stands in a data loader (`data`), in a synchronising call (`synchronisation`), or works (`launch`).
+    `unknown` where the launch is not in the trace, or nothing ends the gap.
+    """
+    idle = gaps(device.busy, start, end)
+    if not len(idle.start):
+        return dict.fromkeys(CAUSES, NOTHING)
+    next_ = _next_activity(device, idle)
+    known = next_ >= 0
+    launched = np.where(known, device.launched_at()[np.maximum(next_, 0)], NONE)
+    thread = np.where(known, device.launched_by()[np.maximum(next_, 0)], NONE)
+    known &= launched != NONE
+    cut = np.clip(launched, idle.start, idle.end)
+    host = _Gaps(idle.start[known], cut[known], thread[known])
+    data = _inside(host, waits.data)
+    synchronising = without(_inside(host, waits.synchronising), data)
+    told = together(data, synchronising)
+    return {
+        "launch": without(union(host.start, host.end), told),
+        "kernel wait": union(cut[known], idle.end[known]),
+        "synchronisation": synchronising,
+        "data": data,
+        "unknown": union(idle.start[~known], idle.end[~known]),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    start: Ints
+    end: Ints
+    thread: Ints
+
+
+def _next_activity(device: Device, idle: Disjoint) -> Ints:
+    """Index of the activity that ends each gap, or -1. Of several that begin together the one that was launched first;
+    of an empty activity inside a gap nothing is said, for it occupies no time."""
+    solid = np.flatnonzero(device.end > device.start)
+    begins = device.start[solid]
+    first = np.searchsorted(begins, idle.end, side="left")
+    there = first < len(solid)
+    candidate = solid[np.minimum(first, len(solid) - 1)]
+    there &= device.start[candidate] == idle.end
+    return np.where(there, candidate, np.int64(-1))
+
+
+def _inside(host: _Gaps, waits: dict[int, Disjoint]) -> Disjoint:
+    """The parts of the host's share of gaps in which the gap's own thread waited."""
+    found = []
+    for thread, waited in waits.items():
+        mine = host.thread == thread
+        if mine.any():
+            found.append(both(union(host.start[mine], host.end[mine]), waited))
+    return together(*found) if found else NOTHING
+
+
+def by_thread(thread: Ints, start: Ints, end: Ints) -> dict[int, Disjoint]:
+    """Union of intervals per thread."""
+    if not len(thread):
+        return {}
+    order = np.argsort(thread, kind="stable")
+    threads, first = np.unique(thread[order], return_index=True)
+    parts = np.split(order, first[1:])
+    return {int(number): union(start[part], end[part]) for number, part in zip(threads, parts, strict=True)}
+
+
+def _data_ranges(trace: RankTrace) -> dict[int, Disjoint]:
+    """Data loaders' ranges, annotated by torch or by the user."""
+    wide = trace.tables["names"].filter(pl.col("text").str.contains(f"(?i){DATA.pattern}")).collect()
+    if not wide.height:
+        return {}
+    kinds = (int(CpuKind.ANNOTATION), int(CpuKind.OP))
+    wanted = pl.col("kind").is_in(kinds) & pl.col("name").is_in(wide["name"].implode())
+    rows = trace.tables["cpu"].filter(wanted).select("start_ns", "duration_ns", "thread", "name").collect()
+    text = texts(trace, ints(rows["name"]))
+    good = _waits_for_data(ints(rows["name"]), text)
+    start = ints(rows["start_ns"])
+    return by_thread(ints(rows["thread"])[good], start[good], (start + ints(rows["duration_ns"]))[good])
+
+
+def _waits_for_data(name: Ints, text: dict[int, str]) -> Bools:
+    return np.isin(name, np.array([i for i, t in text.items() if DATA.search(t[:500])], dtype=np.int64))
