@@ -1,7 +1,6 @@
 """Kineto JSON, what `torch.profiler` writes, becomes the tables of a run folder."""
 
 import gzip
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agprof.errors import TraceError
-from agprof.importers.kineto_lax import event
+from agprof.importers.kineto_lax import DECODER, event
 from agprof.importers.kineto_rows import Rows
+from agprof.importers.kineto_take import Exact
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
 
@@ -52,8 +52,10 @@ def import_file(
     base_ns = metadata.get("baseTimeNanoseconds")
     writer = TraceWriter(run, rank)
     rows = Rows(writer, (int(base_ns) if base_ns is not None else 0) + shift_ns)
-    rows.add([found for value in values if (found := event(value, rows.left_out)) is not None])
-    writer.close()
+    exact = Exact(rows)
+    exact.take([found for value in values if (found := event(value, rows.left_out)) is not None])
+    exact.close()
+    tally = rows.finish()
     devices = metadata.get("deviceProperties")
     meta = TraceMeta(
         format="kineto",
@@ -63,10 +65,10 @@ def import_file(
         host=head.host,
         producer=f"schemaVersion {metadata['schemaVersion']}" if "schemaVersion" in metadata else "",
         devices=tuple(plain(device) for device in devices or () if isinstance(device, dict)),
-        events=dict(rows.events),
-        left_out=dict(rows.left_out),
-        first_ns=rows.first_ns,
-        last_ns=rows.last_ns,
+        events=tally.events,
+        left_out=tally.left_out,
+        first_ns=tally.first_ns,
+        last_ns=tally.last_ns,
         timestamp_unit="us",
     )
     write_meta(run, rank, meta)
@@ -106,7 +108,7 @@ def _load(file: Path) -> tuple[dict[str, Any], list[Any]]:
         if data.startswith(b"\x1f\x8b"):
             data = gzip.decompress(data)
         text = data.decode("utf-8-sig", "replace")
-        whole = json.loads(text, strict=False, parse_float=Decimal)
+        whole = DECODER.decode(text)
     except (OSError, EOFError, ValueError, RecursionError) as error:
         raise TraceError(f"{file}: not a readable trace: {re.sub(r'[^ -~]', '?', str(error))[:200]}") from error
     if isinstance(whole, list):

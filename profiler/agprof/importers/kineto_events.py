@@ -5,7 +5,7 @@ stays a CPU operator. Field names are the file's own; the order of the fields is
 because the decoder looks for the next field first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,7 +13,9 @@ import msgspec
 from agprof.model.trace_tables import CpuKind, GpuKind
 
 Number = int | float
-Label = int | str | None
+Label = int | str
+NOTHING = -(2**63)
+"""Stands for "not given" in a column of integers, so that a column is one array; None in the tables."""
 
 GPU_KINDS: Mapping[str, GpuKind] = {
     "kernel": GpuKind.KERNEL,
@@ -52,26 +54,26 @@ NOT_WORK = frozenset({"Trace", "ac2g", "async", "async_cpu_to_gpu", "async_gpu",
 """Categories of the profiler's own window and of arrows: counted, and no rows."""
 
 
-class Args(msgspec.Struct, gc=False):
+class Args(msgspec.Struct, gc=False, frozen=True):
     """What the tables need of an event's `args`."""
 
-    external_id: int | None = msgspec.field(default=None, name="External id")
-    old_external_id: int | None = msgspec.field(default=None, name="external id")
-    sequence: int | None = msgspec.field(default=None, name="Sequence number")
-    forward_thread: int | None = msgspec.field(default=None, name="Fwd thread id")
-    device: int | None = None
-    stream: Label = None
-    correlation: int | None = None
-    bytes: int | None = None
-    graph_node: int | None = msgspec.field(default=None, name="graph node id")
+    external_id: int = msgspec.field(default=NOTHING, name="External id")
+    old_external_id: int = msgspec.field(default=NOTHING, name="external id")
+    sequence: int = msgspec.field(default=NOTHING, name="Sequence number")
+    forward_thread: int = msgspec.field(default=NOTHING, name="Fwd thread id")
+    device: int = NOTHING
+    stream: Label = NOTHING
+    correlation: int = NOTHING
+    bytes: int = NOTHING
+    graph_node: int = msgspec.field(default=NOTHING, name="graph node id")
     collective: str | None = msgspec.field(default=None, name="Collective name")
-    elements_in: int | None = msgspec.field(default=None, name="In msg nelems")
-    elements_out: int | None = msgspec.field(default=None, name="Out msg nelems")
-    group_size: int | None = msgspec.field(default=None, name="Group size")
+    elements_in: int = msgspec.field(default=NOTHING, name="In msg nelems")
+    elements_out: int = msgspec.field(default=NOTHING, name="Out msg nelems")
+    group_size: int = msgspec.field(default=NOTHING, name="Group size")
     dtype: str | None = None
-    group: Label = msgspec.field(default=None, name="Process Group Name")
+    group: Label | None = msgspec.field(default=None, name="Process Group Name")
     group_description: str | None = msgspec.field(default=None, name="Process Group Description")
-    comm_sequence: int | None = msgspec.field(default=None, name="Seq")
+    comm_sequence: int = msgspec.field(default=NOTHING, name="Seq")
 
 
 NO_ARGS = Args()
@@ -82,20 +84,24 @@ class Complete(msgspec.Struct, gc=False, tag_field="ph", tag="X"):
 
     cat: str = ""
     name: str = ""
-    pid: Label = None
-    tid: Label = None
+    pid: Label = NOTHING
+    tid: Label = NOTHING
     ts: Number | None = None
     dur: Number | None = None
-    args: Args | None = None
+    args: Args = NO_ARGS
 
 
-class MemoryArgs(msgspec.Struct, gc=False):
-    reserved_bytes: int | None = msgspec.field(default=None, name="Total Reserved")
-    allocated_bytes: int | None = msgspec.field(default=None, name="Total Allocated")
-    bytes: int | None = msgspec.field(default=None, name="Bytes")
-    address: int | None = msgspec.field(default=None, name="Addr")
-    device: int | None = msgspec.field(default=None, name="Device Id")
-    device_type: int | None = msgspec.field(default=None, name="Device Type")
+class MemoryArgs(msgspec.Struct, gc=False, frozen=True):
+    reserved_bytes: int = msgspec.field(default=NOTHING, name="Total Reserved")
+    allocated_bytes: int = msgspec.field(default=NOTHING, name="Total Allocated")
+    bytes: int = msgspec.field(default=NOTHING, name="Bytes")
+    address: int = msgspec.field(default=NOTHING, name="Addr")
+    device: int = msgspec.field(default=NOTHING, name="Device Id")
+    device_type: int = msgspec.field(default=NOTHING, name="Device Type")
+    """0 is the host."""
+
+
+NO_MEMORY_ARGS = MemoryArgs()
 
 
 class Instant(msgspec.Struct, gc=False, tag_field="ph", tag="i"):
@@ -104,10 +110,10 @@ class Instant(msgspec.Struct, gc=False, tag_field="ph", tag="i"):
     cat: str = ""
     name: str = ""
     ts: Number | None = None
-    args: MemoryArgs | None = None
+    args: MemoryArgs = NO_MEMORY_ARGS
 
 
-class Counter(msgspec.Struct, tag_field="ph", tag="C"):
+class Counter(msgspec.Struct, gc=False, tag_field="ph", tag="C"):
     """A sample of one or more counters, by their names in `args`."""
 
     cat: str = ""
@@ -121,7 +127,7 @@ class Described(msgspec.Struct, gc=False, tag_field="ph", tag="M"):
 
 
 class ArrowStart(msgspec.Struct, gc=False, tag_field="ph", tag="s"):
-    """Begin of an arrow. The ids in `args` say the same, and more."""
+    """Begin of an arrow. The ids in `args` of what it joins say the same, and more."""
 
 
 class ArrowEnd(msgspec.Struct, gc=False, tag_field="ph", tag="f"):
@@ -133,19 +139,42 @@ class Begin(msgspec.Struct, gc=False, tag_field="ph", tag="B"):
 
     cat: str = ""
     name: str = ""
-    pid: Label = None
-    tid: Label = None
+    pid: Label = NOTHING
+    tid: Label = NOTHING
     ts: Number | None = None
-    args: Args | None = None
+    args: Args = NO_ARGS
 
 
 class End(msgspec.Struct, gc=False, tag_field="ph", tag="E"):
     """End of the innermost duration begun on the same track."""
 
-    pid: Label = None
-    tid: Label = None
+    pid: Label = NOTHING
+    tid: Label = NOTHING
     ts: Number | None = None
 
 
+class ExactComplete(Complete, gc=False, tag_field="ph", tag="X"):
+    """As Complete, with times of any type: what a float hook made of their text."""
+
+    ts: Any = None
+    dur: Any = None
+
+
+class ExactInstant(Instant, gc=False, tag_field="ph", tag="i"):
+    ts: Any = None
+
+
+class ExactCounter(Counter, gc=False, tag_field="ph", tag="C"):
+    ts: Any = None
+
+
+class ExactBegin(Begin, gc=False, tag_field="ph", tag="B"):
+    ts: Any = None
+
+
+class ExactEnd(End, gc=False, tag_field="ph", tag="E"):
+    ts: Any = None
+
+
 Event = Complete | Instant | Counter | Described | ArrowStart | ArrowEnd | Begin | End
-EVENT_TYPES: Sequence[type[Event]] = (Complete, Instant, Counter, Described, ArrowStart, ArrowEnd, Begin, End)
+ExactEvent = ExactComplete | ExactInstant | ExactCounter | Described | ArrowStart | ArrowEnd | ExactBegin | ExactEnd

@@ -1,65 +1,58 @@
-"""The slow and forgiving way to events: any JSON that Python reads, one dictionary at a time, times as exact decimals.
+"""The slow and forgiving way to events: any JSON that Python reads, one value at a time, times as exact decimals.
 
-For what the typed decoder refuses: numbers written as text, `stream: "0x0"`, NaN, fields of odd types, brackets without
-an end. What can't be used is counted by reason, never guessed.
+For what the typed decoder refuses: numbers written as text, NaN, fields of odd types, control characters in names.
+What can't be used is counted by reason, never guessed.
 """
 
+import json
 from collections import Counter as Count
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from agprof.importers import kineto_events as kinds
-from agprof.importers.kineto_events import Args, Complete, Event, Label, MemoryArgs
+from agprof.importers.kineto_events import NOTHING, Args, ExactEvent, Label, MemoryArgs
+from agprof.importers.kineto_time import MAX_INT
 
-MAX_INT = 2**63 - 1
-_PH: Mapping[str, type[Event]] = {
-    "M": kinds.Described,
-    "s": kinds.ArrowStart,
-    "f": kinds.ArrowEnd,
-    "t": kinds.ArrowEnd,
+_LONGEST_INT = 40
+_PLAIN: Mapping[str, ExactEvent] = {
+    "M": kinds.Described(),
+    "s": kinds.ArrowStart(),
+    "t": kinds.ArrowEnd(),
+    "f": kinds.ArrowEnd(),
 }
 
 
-def event(value: Any, left_out: Count[str]) -> Event | None:
-    """The event of a decoded JSON value; None, and counted, when it is none. Times are Decimal or int microseconds."""
+def _integer(text: str) -> int | None:
+    """Python refuses to read integers of thousands of digits; no field of ours has forty."""
+    return int(text) if len(text) <= _LONGEST_INT else None
+
+
+DECODER = json.JSONDecoder(strict=False, parse_float=Decimal, parse_int=_integer, parse_constant=lambda _: None)
+
+
+def event(value: Any, left_out: Count[str]) -> ExactEvent | None:
+    """The event of a decoded JSON value; None, and counted, when it is none."""
     if not isinstance(value, dict):
         left_out["not an event"] += 1
         return None
     phase = value.get("ph")
-    args = value.get("args") if isinstance(value.get("args"), dict) else {}
-    cat, name = _text(value.get("cat")), _text(value.get("name"))
-    pid, tid, ts = _label(value.get("pid")), _label(value.get("tid")), value.get("ts")
+    args = value["args"] if isinstance(value.get("args"), dict) else {}
+    cat, name, ts = _text(value.get("cat")), _text(value.get("name")), value.get("ts")
+    pid, tid = _label(value.get("pid")), _label(value.get("tid"))
     if phase == "X":
-        return Complete(cat, name, pid, tid, ts, value.get("dur"), _args(args))
-    if phase in ("i", "I", "n"):
-        return kinds.Instant(cat, name, ts, _memory_args(args))
+        return kinds.ExactComplete(cat=cat, name=name, pid=pid, tid=tid, ts=ts, dur=value.get("dur"), args=_args(args))
+    if phase in ("i", "I"):
+        return kinds.ExactInstant(cat=cat, name=name, ts=ts, args=_memory_args(args))
     if phase == "C":
-        return kinds.Counter(cat, name, ts, args)
+        return kinds.ExactCounter(cat=cat, name=name, ts=ts, args=args)
     if phase == "B":
-        return kinds.Begin(cat, name, pid, tid, ts, _args(args))
+        return kinds.ExactBegin(cat=cat, name=name, pid=pid, tid=tid, ts=ts, args=_args(args))
     if phase == "E":
-        return kinds.End(pid, tid, ts)
-    if isinstance(phase, str) and phase in _PH:
-        return _PH[phase]()
+        return kinds.ExactEnd(pid=pid, tid=tid, ts=ts)
+    if isinstance(phase, str) and phase in _PLAIN:
+        return _PLAIN[phase]
     left_out["no phase" if phase is None else "unknown phase"] += 1
-    return None
-
-
-def exact_ns(microseconds: Any) -> int | None:
-    """Nanoseconds of a time in microseconds, exact; a fraction of a nanosecond is rounded half to even.
-
-    None for what is no finite number or lies outside of 64 bits.
-    """
-    if isinstance(microseconds, str | int | Decimal) and not isinstance(microseconds, bool):
-        try:
-            scaled = Decimal(microseconds) * 1000 if not isinstance(microseconds, int) else Decimal(microseconds * 1000)
-            if not scaled.is_finite() or scaled.adjusted() > 19:
-                return None
-            found = int(scaled.to_integral_value(ROUND_HALF_EVEN))
-        except (InvalidOperation, ValueError):
-            return None
-        return found if abs(found) <= MAX_INT else None
     return None
 
 
@@ -80,7 +73,7 @@ def _args(args: Mapping[str, Any]) -> Args:
         elements_out=_int(get("Out msg nelems")),
         group_size=_int(get("Group size")),
         dtype=_text(get("dtype")) or None,
-        group=_label(get("Process Group Name")),
+        group=_text(get("Process Group Name")) or None,
         group_description=_text(get("Process Group Description")) or None,
         comm_sequence=_int(get("Seq")),
     )
@@ -99,31 +92,22 @@ def _memory_args(args: Mapping[str, Any]) -> MemoryArgs:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
+    return value if isinstance(value, str) else str(value) if isinstance(value, int | Decimal) else ""
 
 
 def _label(value: Any) -> Label:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return _int(value)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) else _int(value)
 
 
-def _int(value: Any) -> int | None:
-    """A whole number of 64 bits, also where it is written as text or with an empty fraction; else None."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and len(value) <= 20:
+def _int(value: Any) -> int:
+    """A whole number of 64 bits, also where it is written as text or with an empty fraction; else NOTHING."""
+    if isinstance(value, str) and len(value) <= _LONGEST_INT:
         try:
             value = int(value, 0)
         except ValueError:
-            return None
-    if (
-        isinstance(value, Decimal)
-        and value.is_finite()
-        and value.adjusted() < 20
-        and value == value.to_integral_value()
-    ):
+            return NOTHING
+    if isinstance(value, Decimal) and value.is_finite() and value.adjusted() < 20 and value == int(value):
         value = int(value)
-    return value if isinstance(value, int) and -MAX_INT <= value <= MAX_INT else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return NOTHING
+    return value if -MAX_INT <= value <= MAX_INT else NOTHING

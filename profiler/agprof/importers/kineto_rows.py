@@ -1,202 +1,153 @@
-"""Events of a Kineto file become rows: sorted by kind, times put on the clock of the run, what is unusable counted."""
+"""Events of a Kineto file become rows: sorted by category, put on the clock of the run, what is unusable counted."""
 
 from collections import Counter as Count
-from collections.abc import Sequence
+from itertools import compress
 
-from agprof.importers.kineto_events import (
-    CPU_KINDS,
-    GPU_KINDS,
-    NO_ARGS,
-    NOT_WORK,
-    Args,
-    Complete,
-    Event,
-    Instant,
-    Label,
-    MemoryArgs,
-)
-from agprof.importers.kineto_lax import exact_ns
+import msgspec
+import numpy as np
+import polars as pl
+
+from agprof.importers import kineto_columns as columns
+from agprof.importers.kineto_columns import Columns
+from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, NOT_WORK, NOTHING, Complete, Instant
+from agprof.importers.kineto_time import MAX_INT, Int64s
 from agprof.model.trace_tables import CpuKind
 from agprof.store.traces import TraceWriter
 
+ROWS_HELD = 65_536
 MAX_DURATION_NS = 30 * 86_400 * 10**9
 """Thirty days: what claims to last longer is damage."""
-OPERATIONS = {
-    "allreduce": "all_reduce",
-    "allreduce_coalesced": "all_reduce",
-    "allgather": "all_gather",
-    "_allgather_base": "all_gather",
-    "allgather_coalesced": "all_gather",
-    "allgather_into_tensor_coalesced": "all_gather",
-    "all_gather": "all_gather",
-    "reduce_scatter": "reduce_scatter",
-    "_reduce_scatter_base": "reduce_scatter",
-    "reduce_scatter_tensor_coalesced": "reduce_scatter",
-    "alltoall": "all_to_all",
-    "all_to_all": "all_to_all",
-    "all_to_allv": "all_to_all",
-    "alltoall_base": "all_to_all",
-    "broadcast_oop": "broadcast",
-    "_broadcast_oop": "broadcast",
-    "_reduce_oop": "reduce",
-}
-"""What PyTorch calls a collective in a trace, and what agprof does; others keep their name."""
+MAX_TIME_NS = MAX_INT // 2
+"""The year 2116: what claims to be later, or as long before 1970, is damage."""
+_CPU, _NO_ROW, _NO_CATEGORY = 16, 32, 33
+
+
+class _Codes(dict[str, int]):
+    """Code of a category: its GpuKind, or 16 + its CpuKind, or one of those that make no row."""
+
+    def __missing__(self, category: str) -> int:
+        return _CPU + int(CpuKind.OTHER)
+
+
+_CODES = _Codes(
+    {
+        **{category: int(kind) for category, kind in GPU_KINDS.items()},
+        **{category: _CPU + int(kind) for category, kind in CPU_KINDS.items()},
+        **dict.fromkeys(NOT_WORK, _NO_ROW),
+        "": _NO_CATEGORY,
+    }
+)
+
+
+class Tally(msgspec.Struct):
+    """What became of the events that one process read."""
+
+    events: dict[str, int] = msgspec.field(default_factory=dict)
+    left_out: dict[str, int] = msgspec.field(default_factory=dict)
+    first_ns: int | None = None
+    last_ns: int | None = None
 
 
 class Rows:
-    """Takes events, writes rows. One per writing process."""
+    """Takes events whose times are known, and writes their rows; one per writing process."""
 
     def __init__(self, writer: TraceWriter, offset_ns: int) -> None:
         """`offset_ns` is added to every time."""
-        self.writer = writer
-        self.offset_ns = offset_ns
         self.events: Count[str] = Count()
         self.left_out: Count[str] = Count()
-        self.first_ns: int | None = None
-        self.last_ns: int | None = None
+        self._writer = writer
+        self._offset_ns = offset_ns
+        self._first_ns, self._last_ns = MAX_INT, -MAX_INT
+        self._held: dict[str, list[Columns]] = {}
+        self._rows_held: Count[str] = Count()
 
-    def add(self, events: Sequence[Event]) -> None:
-        """Write the rows of some events. Raises OSError."""
-        complete: list[tuple[Complete, int, int]] = []
-        instants: list[Instant] = []
-        for event in events:
-            if isinstance(event, Complete):
-                self.events[event.cat] += 1
-                start_ns, duration_ns = exact_ns(event.ts), exact_ns(event.dur)
-                if start_ns is None or duration_ns is None:
-                    self.left_out["no time"] += 1
-                elif duration_ns < 0:
-                    self.left_out["negative duration"] += 1
-                elif duration_ns > MAX_DURATION_NS:
-                    self.left_out["impossible duration"] += 1
-                else:
-                    complete.append((event, start_ns + self.offset_ns, duration_ns))
-            elif isinstance(event, Instant):
-                self.events[event.cat or "ph i"] += 1
-                instants.append(event)
+    def complete(self, events: list[Complete], starts: Int64s, durations: Int64s) -> None:
+        """Events with a duration; their times as the file has them, in ns. Raises OSError."""
+        categories = [event.cat for event in events]
+        self.events.update(categories)
+        codes = np.array([_CODES[category] for category in categories], np.int64)
+        starts = starts + self._offset_ns
+        bad = self._unusable(codes, starts, durations)
+        if bad.any():
+            events = list(compress(events, ~bad))
+            codes, starts, durations = codes[~bad], starts[~bad], durations[~bad]
+        rows = codes < _NO_ROW
+        if rows.any():
+            self._first_ns = min(self._first_ns, int(starts[rows].min()))
+            self._last_ns = max(self._last_ns, int((starts + durations)[rows].max()))
+        for table, kinds, chosen in (
+            ("gpu", codes, codes < _CPU),
+            ("cpu", codes - _CPU, (codes >= _CPU) & (codes < _NO_ROW)),
+        ):
+            if chosen.any():
+                make = columns.gpu_columns if table == "gpu" else columns.cpu_columns
+                some = list(compress(events, chosen))
+                self._hold(table, make(self._writer, some, kinds[chosen], starts[chosen], durations[chosen]))
+        says_comm = [event.args.collective is not None for event in events]
+        if any(says_comm):
+            self._hold("comm_args", columns.comm_columns(list(compress(events, says_comm)), starts[says_comm]))
+
+    def memory(self, events: list[Instant], times: Int64s) -> None:
+        """Allocations and frees. Raises OSError."""
+        sized = np.array([event.args.bytes != NOTHING for event in events], np.bool_)
+        if not sized.all():
+            self.left_out["no bytes"] += int((~sized).sum())
+            events, times = list(compress(events, sized)), times[sized]
+        if events:
+            args = [event.args for event in events]
+            self._hold("memory_events", columns.memory_columns(args, times + self._offset_ns))
+
+    def counters(self, names: list[str], times: Int64s, values: list[float]) -> None:
+        """Samples of counters. Raises OSError."""
+        if names:
+            ids = self._writer.name_ids(names)
+            self._hold("counters", {"time_ns": times + self._offset_ns, "name": ids, "value": values})
+
+    def finish(self) -> Tally:
+        """Write what is held back. Raises OSError."""
+        for table in list(self._held):
+            self._flush(table)
+        self._writer.close()
+        seen = self._first_ns <= self._last_ns
+        return Tally(
+            events=dict(self.events),
+            left_out={reason: count for reason, count in self.left_out.items() if count},
+            first_ns=self._first_ns if seen else None,
+            last_ns=self._last_ns if seen else None,
+        )
+
+    def _unusable(
+        self, codes: Int64s, starts: Int64s, durations: Int64s
+    ) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        checks = {
+            "no category": codes == _NO_CATEGORY,
+            "negative duration": durations < 0,
+            "impossible duration": durations > MAX_DURATION_NS,
+            "impossible time": np.abs(starts) > MAX_TIME_NS,
+        }
+        bad = np.zeros(len(codes), np.bool_)
+        for reason, found in checks.items():
+            if found.any():
+                self.left_out[reason] += int((found & ~bad).sum())
+                bad |= found
+        return bad
+
+    def _hold(self, table: str, rows: Columns) -> None:
+        self._held.setdefault(table, []).append(rows)
+        self._rows_held[table] += len(next(iter(rows.values())))
+        if self._rows_held[table] >= ROWS_HELD:
+            self._flush(table)
+
+    def _flush(self, table: str) -> None:
+        held = self._held.pop(table)
+        self._rows_held[table] = 0
+        series: dict[str, pl.Series] = {}
+        for column in held[0]:
+            parts = [rows[column] for rows in held]
+            if isinstance(parts[0], np.ndarray):
+                found = pl.Series(column, np.concatenate(parts))
+                given = found != NOTHING
+                series[column] = found if given.all() else found.set(~given, None)
             else:
-                self.events[f"ph {event.__struct_config__.tag}"] += 1
-        self._gpu([row for row in complete if row[0].cat in GPU_KINDS])
-        self._cpu([row for row in complete if row[0].cat not in GPU_KINDS and row[0].cat not in NOT_WORK])
-        self._memory(instants)
-        self._collectives([row for row in complete if row[0].args is not None and row[0].args.collective])
-
-    def _gpu(self, rows: list[tuple[Complete, int, int]]) -> None:
-        if not rows:
-            return
-        args = [event.args or NO_ARGS for event, _, _ in rows]
-        self._seen(rows)
-        self.writer.append(
-            "gpu",
-            {
-                "start_ns": [start for _, start, _ in rows],
-                "duration_ns": [duration for _, _, duration in rows],
-                "kind": [int(GPU_KINDS[event.cat]) for event, _, _ in rows],
-                "device": [
-                    a.device if a.device is not None else number(row[0].pid) for a, row in zip(args, rows, strict=True)
-                ],
-                "stream": [
-                    number(a.stream) if a.stream is not None else number(row[0].tid)
-                    for a, row in zip(args, rows, strict=True)
-                ],
-                "name": [self.writer.name(event.name) for event, _, _ in rows],
-                "correlation": [a.correlation for a in args],
-                "external_id": [external_id(a) for a in args],
-                "bytes": [a.bytes for a in args],
-                "graph_node": [a.graph_node for a in args],
-            },
-        )
-
-    def _cpu(self, rows: list[tuple[Complete, int, int]]) -> None:
-        if not rows:
-            return
-        args = [event.args or NO_ARGS for event, _, _ in rows]
-        self._seen(rows)
-        self.writer.append(
-            "cpu",
-            {
-                "start_ns": [start for _, start, _ in rows],
-                "duration_ns": [duration for _, _, duration in rows],
-                "kind": [int(CPU_KINDS.get(event.cat, CpuKind.OTHER)) for event, _, _ in rows],
-                "thread": [number(event.tid) for event, _, _ in rows],
-                "name": [self.writer.name(event.name) for event, _, _ in rows],
-                "correlation": [a.correlation for a in args],
-                "external_id": [external_id(a) for a in args],
-                "sequence": [a.sequence for a in args],
-                "forward_thread": [a.forward_thread for a in args],
-                "stream": [number(a.stream) for a in args],
-            },
-        )
-
-    def _collectives(self, rows: list[tuple[Complete, int, int]]) -> None:
-        if not rows:
-            return
-        args = [event.args or NO_ARGS for event, _, _ in rows]
-        self.writer.append(
-            "comm_args",
-            {
-                "start_ns": [start for _, start, _ in rows],
-                "correlation": [a.correlation for a in args],
-                "external_id": [external_id(a) for a in args],
-                "op": [OPERATIONS.get(a.collective or "", a.collective) for a in args],
-                "group": [group_name(a) for a in args],
-                "group_size": [a.group_size for a in args],
-                "dtype": [a.dtype for a in args],
-                "elements_in": [a.elements_in for a in args],
-                "elements_out": [a.elements_out for a in args],
-                "sequence": [a.comm_sequence for a in args],
-            },
-        )
-
-    def _memory(self, instants: list[Instant]) -> None:
-        rows: list[tuple[int, int, MemoryArgs]] = []
-        for event in instants:
-            if event.name == "[memory]" and event.args is not None:
-                time_ns, args = exact_ns(event.ts), event.args
-                if time_ns is None or args.bytes is None:
-                    self.left_out["no time" if time_ns is None else "no bytes"] += 1
-                else:
-                    rows.append((time_ns + self.offset_ns, args.bytes, args))
-        if rows:
-            columns = {
-                "time_ns": [time for time, _, _ in rows],
-                "on_device": [args.device_type != 0 for _, _, args in rows],
-                "device": [args.device for _, _, args in rows],
-                "address": [args.address for _, _, args in rows],
-                "bytes": [size for _, size, _ in rows],
-                "allocated_bytes": [args.allocated_bytes for _, _, args in rows],
-                "reserved_bytes": [args.reserved_bytes for _, _, args in rows],
-            }
-            self.writer.append("memory_events", columns)
-
-    def _seen(self, rows: list[tuple[Complete, int, int]]) -> None:
-        first, last = min(start for _, start, _ in rows), max(start + duration for _, start, duration in rows)
-        self.first_ns = first if self.first_ns is None else min(first, self.first_ns)
-        self.last_ns = last if self.last_ns is None else max(last, self.last_ns)
-
-
-def number(label: Label) -> int | None:
-    """The number that a thread or stream is called by: 7, "7", "0x7" or "stream 7"; None where there is none."""
-    if label is None or isinstance(label, int):
-        return label
-    text = label.removeprefix("stream ").strip()
-    if len(text) > 20:
-        return None
-    try:
-        found = int(text, 0)
-    except ValueError:
-        return None
-    return found if abs(found) < 2**63 else None
-
-
-def external_id(args: Args) -> int | None:
-    return args.external_id if args.external_id is not None else args.old_external_id
-
-
-def group_name(args: Args) -> str | None:
-    """Name of a process group, with what it is for where the trace says so: `0 (default_pg)`."""
-    name = None if args.group is None else str(args.group)
-    described = args.group_description
-    if described in (None, "", "undefined", name):
-        return name
-    return described if name is None else f"{name} ({described})"
+                series[column] = pl.Series(column, [value for part in parts for value in part])
+        self._writer.append(table, series)

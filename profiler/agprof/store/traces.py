@@ -6,7 +6,7 @@ traces/rank-00000/trace.json            TraceMeta; written last, so that a folde
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +22,8 @@ from agprof.model.trace_tables import TRACE_TABLES, TRACE_VERSION
 from agprof.store import layout
 
 ROWS_PER_PART = 262_144
+MOST_CHARACTERS = 2**24
+"""Names are written, and some perhaps twice, once they are longer together than this."""
 _DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
 _TABLES = {table.name: table for table in TRACE_TABLES}
 _PART = re.compile(r"(\w+)\.(\d+)\.(\d+)\.parquet")
@@ -95,6 +97,17 @@ def name_id(text: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+class _Names(dict[str, int]):
+    """Ids of names by their text, made when first asked for."""
+
+    characters = 0
+
+    def __missing__(self, text: str) -> int:
+        self.characters += len(text)
+        found = self[text] = name_id(text)
+        return found
+
+
 class TraceWriter:
     """Writes one rank's tables. Several writers (processes) may write the same rank under different numbers.
 
@@ -108,14 +121,19 @@ class TraceWriter:
         self._writer = writer
         self._parts: dict[str, int] = {}
         self._pending: dict[str, list[pl.DataFrame]] = {}
-        self._names: dict[str, int] = {}
+        self._names = _Names()
 
     def name(self, text: str) -> int:
         """The id of a name, which is remembered for table `names`."""
-        found = self._names.get(text)
-        if found is None:
-            found = self._names[text] = name_id(text)
-        return found
+        return self._names[text]
+
+    def name_ids(self, texts: Iterable[str]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """The ids of many names, in one array."""
+        names = self._names
+        ids = np.array([names[text] for text in texts], np.int64)
+        if names.characters > MOST_CHARACTERS:
+            self._write_names()
+        return ids
 
     def append(self, table: str, columns: Mapping[str, Values]) -> None:
         """Add rows as columns of equal length; optional columns may be left out. Raises OSError, and ValueError
@@ -137,11 +155,15 @@ class TraceWriter:
 
     def close(self) -> None:
         """Write what is left, and the names. Raises OSError."""
-        if self._names:
-            self.append("names", {"name": list(self._names.values()), "text": list(self._names)})
-            self._names = {}
+        self._write_names()
         for table in list(self._pending):
             self._flush(table)
+
+    def _write_names(self) -> None:
+        if self._names:
+            texts = [text.encode("utf-8", "replace").decode() for text in self._names]
+            self.append("names", {"name": list(self._names.values()), "text": texts})
+            self._names = _Names()
 
     def _flush(self, table: str) -> None:
         frames = self._pending.pop(table, [])
