@@ -30,7 +30,7 @@ class Clocks:
     """Host name by rank."""
 
     def of_node(self, node: int) -> int:
-        """The node's offset; a node that says nothing of its clock gets the lowest node's, as if it were shifted by 0."""
+        """The node's offset; a node that says nothing of its clock gets the lowest node's."""
         if node in self.offsets_ns:
             return self.offsets_ns[node]
         return self.offsets_ns[min(self.offsets_ns)] if self.offsets_ns else 0
