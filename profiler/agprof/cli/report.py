@@ -1,5 +1,6 @@
 """`agprof report`."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,6 +37,7 @@ def write_report(run: Path, console: "Console", *, plain: bool, out: Path | None
     from agprof.store import layout
     from agprof_reports import run as html
 
+    convert_captured(run, console, plain=plain)
     status = nullcontext() if plain else console.status(f"writing the report of {run.name}")
     with status:
         answers = analyse_folder(run)
@@ -49,6 +51,18 @@ def write_report(run: Path, console: "Console", *, plain: bool, out: Path | None
                 f"{target} can't be written: {error.strerror}; name another folder with `agprof report {run} --out`"
             ) from error
     return answers
+
+
+def convert_captured(run: Path, console: "Console", *, plain: bool) -> None:
+    """Turn what torch's profiler wrote in the ranks into tables; what can't be is said and the report goes on."""
+    from agprof.importers.captured import captured_files, convert_captured, keeps_files
+
+    if not captured_files(run):
+        return
+    with nullcontext() if plain else console.status("reading the Kineto traces"):
+        problems = convert_captured(run, keep=keeps_files(run))
+    for problem in problems:
+        print(problem, file=sys.stderr, flush=True)
 
 
 def analyse_folder(run: Path) -> "RunAnswers":
