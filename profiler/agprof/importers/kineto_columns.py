@@ -10,6 +10,8 @@ from agprof.store.traces import TraceWriter
 
 Columns = dict[str, Int64s | list[Any]]
 
+FIRST_MADE_UP_THREAD = 1_000_000_000
+"""Where `agprof export --format chrome` begins to number tracks that are no threads."""
 OPERATIONS = {
     "allreduce": "all_reduce",
     "allreduce_coalesced": "all_reduce",
@@ -58,11 +60,15 @@ def cpu_columns(
 ) -> Columns:
     """Rows of table `cpu`."""
     args = [event.args for event in events]
+    threads = label_column([event.tid for event in events])
+    if (threads >= FIRST_MADE_UP_THREAD).any():
+        own = int_column([a.thread for a in args])
+        threads = np.where(own == NOTHING, threads, own)
     return {
         "start_ns": starts,
         "duration_ns": durations,
         "kind": kinds,
-        "thread": label_column([event.tid for event in events]),
+        "thread": threads,
         "name": writer.name_ids([event.name for event in events]),
         "correlation": int_column([a.correlation for a in args]),
         "external_id": external_ids(args),
@@ -99,6 +105,16 @@ def memory_columns(args: list[MemoryArgs], times: Int64s) -> Columns:
         "bytes": int_column([a.bytes for a in args]),
         "allocated_bytes": int_column([a.allocated_bytes for a in args]),
         "reserved_bytes": int_column([a.reserved_bytes for a in args]),
+    }
+
+
+def wait_columns(events: list[Complete]) -> Columns:
+    """Rows of table `event_waits`."""
+    args = [event.args for event in events]
+    return {
+        "correlation": int_column([a.correlation for a in args]),
+        "waited_stream": int_column([a.waited_stream for a in args]),
+        "record_correlation": int_column([a.record_correlation for a in args]),
     }
 
 

@@ -74,6 +74,10 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     group: Label | None = msgspec.field(default=None, name="Process Group Name")
     group_description: str | None = msgspec.field(default=None, name="Process Group Description")
     comm_sequence: int = msgspec.field(default=NOTHING, name="Seq")
+    waited_stream: int = msgspec.field(default=NOTHING, name="wait_on_stream")
+    record_correlation: int = msgspec.field(default=NOTHING, name="wait_on_cuda_event_record_corr_id")
+    thread: int = msgspec.field(default=NOTHING, name="agprof thread")
+    """The thread, where `agprof export` had to give the event a made-up one for the sake of viewers."""
 
 
 NO_ARGS = Args()

@@ -76,6 +76,9 @@ def _args(args: Mapping[str, Any]) -> Args:
         group=_text(get("Process Group Name")) or None,
         group_description=_text(get("Process Group Description")) or None,
         comm_sequence=_int(get("Seq")),
+        waited_stream=_int(get("wait_on_stream")),
+        record_correlation=_int(get("wait_on_cuda_event_record_corr_id")),
+        thread=_int(get("agprof thread")),
     )
 
 
