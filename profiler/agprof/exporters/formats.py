@@ -43,4 +43,4 @@ EXPORTERS: Mapping[str, Exporter] = {
     "perfetto": Exporter("perfetto", "Perfetto's protobuf, for ui.perfetto.dev"),
     "parquet": Exporter("parquet", "the tables of the run, for pandas, polars and DuckDB"),
 }
-"""`traces:` of a workload file takes the same names (`config.workload.TRACE_FORMATS`; a test holds them together)."""
+"""`traces:` of a workload file takes the same names (`config.traces`; a test compares them)."""

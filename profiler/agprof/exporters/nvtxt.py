@@ -37,7 +37,7 @@ SetFileDisplayName, "{title}"
 @RangePop, Time, ProcessId, ThreadId
 @Marker, Time, ProcessId, ThreadId, Message, Color
 """
-_MARKS_THREAD = 0xFFFFFF
+MARKS_THREAD = 0xFFFFFF
 """Thread of a process's marks: the last one that 24 bits hold."""
 
 
@@ -116,16 +116,16 @@ def _write_process(out: IO[str], process: Process, written: Written) -> None:
     if not marks.height:
         return
     written.marks[process.rank] = marks.height
-    out.write(f'NameOsThread, {process.pid}, {_MARKS_THREAD}, "marks"\n')
+    out.write(f'NameOsThread, {process.pid}, {MARKS_THREAD}, "marks"\n')
     for name, time_ns, _ in marks.select("name", "time_ns", "payload").iter_rows():
         time = _fitting(time_ns - written.epoch_ns)
-        out.write(f'Marker, {time}, {process.pid}, {_MARKS_THREAD}, "{text(name)}", {_argb("mark")}\n')
+        out.write(f'Marker, {time}, {process.pid}, {MARKS_THREAD}, "{text(name)}", {_argb("mark")}\n')
 
 
 def _lane_lines(pid: int, lane: Lane, epoch: int) -> Iterable[str]:
     texts = {name: text(name) for name in lane.spans["name"].unique().to_list()}
     names, categories = lane.spans["name"].to_list(), lane.spans["category"].to_list()
-    _fitting((lane.spans["end_ns"].max() or epoch) - epoch)  # type: ignore[operator]
+    _fitting(max(lane.spans["end_ns"].to_list(), default=epoch) - epoch)
     for time_ns, row in borders(lane):
         where = f"{time_ns - epoch}, {pid}, {lane.thread}"
         if row is None:
