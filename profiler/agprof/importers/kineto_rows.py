@@ -11,7 +11,7 @@ from agprof.importers import kineto_columns as columns
 from agprof.importers.kineto_columns import Columns
 from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, NOT_WORK, NOTHING, Complete, Instant
 from agprof.importers.kineto_time import MAX_INT, Int64s
-from agprof.model.trace_tables import CpuKind
+from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import TraceWriter
 
 ROWS_HELD = 65_536
@@ -46,6 +46,8 @@ class Tally(msgspec.Struct):
     left_out: dict[str, int] = msgspec.field(default_factory=dict)
     first_ns: int | None = None
     last_ns: int | None = None
+    timestamp_unit: str = ""
+    """`us` when every time is a whole number of microseconds, else `ns`."""
 
 
 class Rows:
@@ -58,6 +60,7 @@ class Rows:
         self._writer = writer
         self._offset_ns = offset_ns
         self._first_ns, self._last_ns = MAX_INT, -MAX_INT
+        self._finer = False
         self._held: dict[str, list[Columns]] = {}
         self._rows_held: Count[str] = Count()
 
@@ -66,6 +69,8 @@ class Rows:
         categories = [event.cat for event in events]
         self.events.update(categories)
         codes = np.array([_CODES[category] for category in categories], np.int64)
+        if not self._finer:
+            self._finer = bool((durations % 1000).any() or (starts % 1000).any())
         starts = starts + self._offset_ns
         bad = self._unusable(codes, starts, durations)
         if bad.any():
@@ -83,6 +88,10 @@ class Rows:
                 make = columns.gpu_columns if table == "gpu" else columns.cpu_columns
                 some = list(compress(events, chosen))
                 self._hold(table, make(self._writer, some, kinds[chosen], starts[chosen], durations[chosen]))
+        if (codes == GpuKind.SYNC).any():
+            waits = [e for e in events if e.args.record_correlation != NOTHING and e.args.correlation != NOTHING]
+            if waits:
+                self._hold("event_waits", columns.wait_columns(waits))
         says_comm = [event.args.collective is not None for event in events]
         if any(says_comm):
             self._hold("comm_args", columns.comm_columns(list(compress(events, says_comm)), starts[says_comm]))
@@ -114,6 +123,7 @@ class Rows:
             left_out={reason: count for reason, count in self.left_out.items() if count},
             first_ns=self._first_ns if seen else None,
             last_ns=self._last_ns if seen else None,
+            timestamp_unit="" if not seen else "ns" if self._finer else "us",
         )
 
     def _unusable(

@@ -37,16 +37,23 @@ def take(rows: Rows, events: Sequence[Event]) -> bool:
     return True
 
 
+class NeedsOrder(Exception):
+    """Some events must be seen in the order of the file."""
+
+
 class Exact:
     """Hands over events whose times are int, Decimal or anything else, and joins begins with their ends."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, *, in_order: bool) -> None:
         self._rows = rows
+        self._in_order = in_order
         self._open: dict[tuple[Any, Any], list[kinds.Begin]] = {}
 
     def take(self, events: Sequence[ExactEvent]) -> None:
-        """Raises OSError."""
+        """Raises OSError, and NeedsOrder, having taken nothing, when begins and ends come out of order."""
         rows = self._rows
+        if not self._in_order and any(isinstance(event, kinds.Begin | kinds.End) for event in events):
+            raise NeedsOrder
         rows.events.update(_others(Count(map(type, events))))
         complete = self._dated([event for each in events if (event := self._joined(each)) is not None])
         lasting = [(event, start, span) for event, start in complete if (span := exact_ns(event.dur)) is not None]
