@@ -213,11 +213,8 @@ def _meta(file: Path, metadata: Mapping[str, Any], tally: Tally, ending: Ending,
     said = [str(line) for key in ("INFO", "WARNING", "ERROR") for line in _list(metadata.get(key))]
     dropped = [int(match[1]) for line in said if (match := _DROPPED.search(line)) and len(match[1]) < 16]
     known = GPU_KINDS.keys() | CPU_KINDS.keys() | NOT_WORK | {"cpu_instant_event", ""}
-    unknown = [
-        f"{name[:60]} ({count})"
-        for name, count in tally.events.items()
-        if not name.startswith("ph ") and name not in known
-    ]
+    strange = [name for name in tally.events if name not in known and not name.startswith("ph ")]
+    unknown = [f"{name[:60]} ({tally.events[name]})" for name in strange]
     notes = [f"categories that are not known, taken for host events: {', '.join(unknown[:10])}"] if unknown else []
     notes += [line[:300] for line in said if "stopped early? = 1" in line or not line.startswith("INFO")]
     version = metadata.get("schemaVersion")

@@ -111,8 +111,10 @@ def whole_events(text: bytes | bytearray) -> Extent:
 
 def _next_begin(text: bytes | bytearray, events_end: int) -> int:
     """Where the next event begins: after the comma that follows the last whole one."""
-    comma = _after_blanks(text, events_end)
-    return comma + 1 if events_end and comma < len(text) else comma if not events_end else events_end
+    after = _after_blanks(text, events_end)
+    if events_end == 0:
+        return after
+    return after + 1 if after < len(text) else events_end
 
 
 def _after_blanks(text: bytes | bytearray, at: int) -> int:

@@ -89,7 +89,9 @@ class Rows:
                 some = list(compress(events, chosen))
                 self._hold(table, make(self._writer, some, kinds[chosen], starts[chosen], durations[chosen]))
         if (codes == GpuKind.SYNC).any():
-            waits = [e for e in events if e.args.record_correlation != NOTHING and e.args.correlation != NOTHING]
+            waits = [
+                event for event in events if NOTHING not in (event.args.record_correlation, event.args.correlation)
+            ]
             if waits:
                 self._hold("event_waits", columns.wait_columns(waits))
         says_comm = [event.args.collective is not None for event in events]

@@ -1,4 +1,4 @@
-"""Several processes read one file: each takes the next piece that nobody has taken, and writes its own Parquet parts."""
+"""Several processes read one file: each takes the next piece that nobody has taken, and writes Parquet parts."""
 
 import fcntl
 import os
@@ -18,8 +18,8 @@ from agprof.importers.kineto_frame import Frame, members
 from agprof.importers.kineto_order import Stop, whole_events
 from agprof.importers.kineto_rows import Rows, Tally
 from agprof.importers.kineto_source import open_source
-from agprof.importers.kineto_take import NeedsOrder
-from agprof.importers.kineto_window import TooLong, Window
+from agprof.importers.kineto_take import NeedsOrderError
+from agprof.importers.kineto_window import TooLongError, Window
 from agprof.store.traces import TraceWriter
 
 _NUMBER = struct.Struct("<q")
@@ -73,6 +73,10 @@ class Claims:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
         return number
 
+    def stop(self) -> None:
+        """Hand out numbers beyond the end of any file from now on."""
+        os.pwrite(self._file, _NUMBER.pack(2**40), 0)
+
     def close(self) -> None:
         os.close(self._file)
 
@@ -92,13 +96,13 @@ def read_share(job: Job, tell: Callable[[float], None] | None = None) -> Part:
                 tell(source.part_done())
             if piece.events is not None and not chunks.take(piece.events):
                 part.failed = "a piece is no list of events"
-                break
+                claims.stop()
             if piece.rest is not None:
                 part.metadata = _last(piece.rest, chunks)
                 part.ended = part.metadata is not None
         if source.broken:
             part.failed = source.broken
-    except (NeedsOrder, TooLong) as error:
+    except (NeedsOrderError, TooLongError) as error:
         part.failed = type(error).__name__
     except TraceError as error:
         part.error = str(error)

@@ -111,7 +111,7 @@ class _Packed:
         except EOFError:
             self._rest = _unpacked(self._file, self._at)
             count = self._from_rest(view)
-        except (isal_zlib.IsalError, zlib.error, igzip.BadGzipFile, ValueError) as error:
+        except (isal_zlib.error, zlib.error, OSError, ValueError) as error:
             raise TraceError(
                 f"{self._file}: the gzip stream is damaged near unpacked byte {self._at}: {error}"
             ) from error

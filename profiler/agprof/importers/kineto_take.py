@@ -37,7 +37,7 @@ def take(rows: Rows, events: Sequence[Event]) -> bool:
     return True
 
 
-class NeedsOrder(Exception):
+class NeedsOrderError(Exception):
     """Some events must be seen in the order of the file."""
 
 
@@ -50,10 +50,10 @@ class Exact:
         self._open: dict[tuple[Any, Any], list[kinds.Begin]] = {}
 
     def take(self, events: Sequence[ExactEvent]) -> None:
-        """Raises OSError, and NeedsOrder, having taken nothing, when begins and ends come out of order."""
+        """Raises OSError, and NeedsOrderError, having taken nothing, when begins and ends come out of order."""
         rows = self._rows
         if not self._in_order and any(isinstance(event, kinds.Begin | kinds.End) for event in events):
-            raise NeedsOrder
+            raise NeedsOrderError
         rows.events.update(_others(Count(map(type, events))))
         complete = self._dated([event for each in events if (event := self._joined(each)) is not None])
         lasting = [(event, start, span) for event, start in complete if (span := exact_ns(event.dur)) is not None]

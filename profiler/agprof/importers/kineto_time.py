@@ -37,7 +37,8 @@ def array_ns(microseconds: list[Any]) -> Int64s | None:
     nearest = np.rint(part)
     if (np.abs(part - nearest) > np.spacing(np.abs(values)) * 501.0 + 1e-6).any():
         return None  # digits below a nanosecond
-    return whole.astype(np.int64) * 1000 + nearest.astype(np.int64)
+    exact: Int64s = whole.astype(np.int64) * 1000 + nearest.astype(np.int64)
+    return exact
 
 
 def exact_ns(microseconds: Any) -> int | None:

@@ -22,7 +22,7 @@ class Piece:
     """After the last border of the file: the last event and what follows it. None for all pieces but the last."""
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     """No border of two events within 256 MiB."""
 
 
@@ -43,7 +43,7 @@ class Window:
     def piece(self, number: int) -> Piece | None:
         """The piece of a number, which must not be smaller than the last one's; None after the end of the file.
 
-        Raises TooLong, TraceError, OSError.
+        Raises TooLongError, TraceError, OSError.
         """
         for place in self._changed:
             self._buffer[place] = ord(",")
@@ -56,7 +56,7 @@ class Window:
                 break
             length *= 2
             if length > MOST_BYTES:
-                raise TooLong
+                raise TooLongError
         if self._filled == 0:
             return None
         first = self._first(number, last)
