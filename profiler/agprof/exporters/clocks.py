@@ -71,9 +71,9 @@ def first_ns(run: Run, clocks: Clocks) -> int:
         for number, earliest in _earliest(frame, scope).iter_rows():
             found.append(earliest + offset(number))
     for rank, trace in run.traces.items():
-        for frame in trace.tables.values():
-            if (column := _time_column(frame.collect_schema().names())) is not None:
-                earliest = frame.select(pl.col(column).min()).collect().item()
+        for lazy in trace.tables.values():
+            if (column := _time_column(lazy.collect_schema().names())) is not None:
+                earliest = lazy.select(pl.col(column).min()).collect().item()
                 found += [] if earliest is None else [earliest + clocks.of_rank(rank)]
     return min((time for time in found if abs(time) <= MAX_NS), default=0)
 

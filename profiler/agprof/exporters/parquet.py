@@ -1,0 +1,98 @@
+"""Every table of a run as a Parquet file: real texts instead of ids, and wall time beside the run's own clock.
+
+`parquet/<table>.parquet` is a table of `model.tables`, `parquet/trace_<table>.parquet` one of `model.trace_tables` with
+the rows of all ranks.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+
+from agprof.exporters.clocks import Clocks, clocks
+from agprof.model.tables import SCHEMA_VERSION, TABLES, Table
+from agprof.model.trace_tables import CPU, GPU, TRACE_TABLES, TRACE_VERSION, CpuKind, GpuKind
+from agprof.model.version import __version__
+from agprof.store.reader import Run
+from agprof.store.traces import RankTrace, trace_schema
+
+FOLDER = "parquet"
+_TIMES = ("start_ns", "time_ns")
+_KINDS: dict[str, type[GpuKind] | type[CpuKind]] = {GPU.name: GpuKind, CPU.name: CpuKind}
+NAMES = "names"
+"""The only table that is not written: its texts stand where its ids were."""
+
+
+def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """Write the tables, also the empty ones. Raises OSError."""
+    target = folder / FOLDER
+    target.mkdir(parents=True, exist_ok=True)
+    on_wall = clocks(run.streams)
+    files = []
+    for table in TABLES:
+        files.append(target / f"{table.name}.parquet")
+        _write(_run_table(run, table, on_wall), files[-1], table, SCHEMA_VERSION)
+    for table in TRACE_TABLES:
+        if run.traces and table.name != NAMES:
+            say(f"parquet: {table.name} of {len(run.traces)} traces")
+            files.append(target / f"trace_{table.name}.parquet")
+            _write(pl.concat(_trace_frames(run, table, on_wall)), files[-1], table, TRACE_VERSION)
+    return files
+
+
+def _write(frame: pl.LazyFrame, path: Path, table: Table, version: int) -> None:
+    """Stream a frame into a file that appears when it is whole."""
+    part = path.with_name(path.name + ".part")
+    metadata = {
+        "agprof.version": __version__,
+        "agprof.schema_version": str(version),
+        "agprof.table": table.name,
+        "agprof.doc": table.doc,
+    }
+    try:
+        frame.sink_parquet(part, compression="zstd", metadata=metadata)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _run_table(run: Run, table: Table, on_wall: Clocks) -> pl.LazyFrame:
+    frame = run.tables[table.name].lazy()
+    time = next((column.name for column in table.columns if column.name in _TIMES), None)
+    if time is None:
+        return frame
+    offset = on_wall.of_rank if table.scope == "rank" else on_wall.of_node
+    found = run.tables[table.name][table.scope].drop_nulls().unique().to_list()
+    shift = pl.col(table.scope).replace_strict({number: offset(number) for number in found}, default=None,
+                                               return_dtype=pl.Int64)  # fmt: skip
+    return frame.with_columns(wall=_wall_time(pl.col(time) + shift))
+
+
+def _trace_frames(run: Run, table: Table, on_wall: Clocks) -> Iterator[pl.LazyFrame]:
+    for rank, trace in sorted(run.traces.items()):
+        frame = trace.tables[table.name]
+        if "name" in trace_schema(table):
+            frame = _with_texts(frame, trace)
+        if table.name in _KINDS:
+            words = {int(kind): kind.name.lower() for kind in _KINDS[table.name]}
+            frame = frame.with_columns(pl.col("kind").replace_strict(words, default=None, return_dtype=pl.String))
+        time = next((column.name for column in table.columns if column.name in _TIMES), None)
+        if time is not None:
+            frame = frame.with_columns(wall=_wall_time(pl.col(time) + on_wall.of_rank(rank)))
+        yield frame.select(pl.lit(rank, pl.Int64).alias("rank"), pl.all())
+
+
+def _with_texts(frame: pl.LazyFrame, trace: RankTrace) -> pl.LazyFrame:
+    names = trace.tables[NAMES].unique("name", keep="first")
+    columns = frame.collect_schema().names()
+    return (
+        frame.join(names, on="name", how="left", maintain_order="left")
+        .drop("name")
+        .rename({"text": "name"})
+        .select(columns)
+    )
+
+
+def _wall_time(nanoseconds: pl.Expr) -> pl.Expr:
+    """A point in time, to the nanosecond, UTC."""
+    return nanoseconds.cast(pl.Datetime("ns", "UTC"))

@@ -1,0 +1,45 @@
+"""The scenes of a run one after the other, so that only one rank's is in memory at a time."""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from agprof.exporters.clocks import Clocks
+from agprof.exporters.tracks import Scene, Tracks
+from agprof.exporters.tracks_device import trace_scene
+from agprof.exporters.tracks_run import node_scene, rank_scene
+from agprof.model.tables import TABLES
+from agprof.store.reader import Run
+
+_CHUNK_ROWS = 32_768
+_CHUNK_BYTES = 16 * 2**20
+
+
+def numbers(run: Run, scope: str) -> list[int]:
+    """The ranks or nodes that left anything."""
+    found = {stream.number for stream in run.streams if stream.scope == scope}
+    for table in TABLES:
+        if table.scope == scope:
+            found.update(run.tables[table.name][scope].drop_nulls().unique())
+    return sorted(found | set(run.traces) if scope == "rank" else found)
+
+
+def rank_scenes(run: Run, rank: int, clocks: Clocks, tracks: Tracks) -> Iterator[Scene]:
+    """A rank's trace, then its own tables. In this order a trace's threads keep their own numbers as track numbers."""
+    if rank in run.traces:
+        yield trace_scene(run.traces[rank], clocks, tracks)
+    yield rank_scene(run, rank, clocks, tracks)
+
+
+def node_scenes(run: Run, clocks: Clocks, tracks: Tracks) -> Iterator[Scene]:
+    for node in numbers(run, "node"):
+        yield node_scene(run, node, clocks, tracks)
+
+
+def chunks(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The frame in pieces whose text takes some megabytes, also where names are a megabyte long."""
+    if frame.is_empty():
+        return
+    texts = [name for name in ("name", "args") if name in frame.columns]
+    longest = sum(frame[name].str.len_bytes().max() or 0 for name in texts)  # type: ignore[misc]
+    yield from frame.iter_slices(max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (200 + longest))))
