@@ -1,5 +1,7 @@
 """From a run folder's tables to all answers. Pure: nothing is printed, drawn, written or changed."""
 
+from collections.abc import Mapping
+
 from agprof.analysis.comm import analyse_communication, matched_calls
 from agprof.analysis.compute import analyse_compute
 from agprof.analysis.evidence import gather
@@ -13,15 +15,24 @@ from agprof.analysis.ranks import rank_rows
 from agprof.analysis.rlhf import analyse_rlhf
 from agprof.analysis.system import analyse_system
 from agprof.analysis.time import analyse_time
+from agprof.analysis.trace import Compat, analyse_traces
 from agprof.analysis.verdict import judge
 from agprof.analysis.view import View, prepare
 from agprof.model.answers import ANSWERS_VERSION, RunAnswers
+from agprof.model.trace_answers import TraceAnswer
 from agprof.store.reader import Run
 
 
-def analyse(run: Run) -> RunAnswers:
-    """All answers of one run, also of one that was killed, is incomplete or has no step at all."""
+def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None = None) -> RunAnswers:
+    """All answers of one run, also of one that was killed, is incomplete or has no step at all.
+
+    `compat` makes the device traces' time breakdown that of another tool. `trace` is what `analyse_traces` said of
+    the run's device traces before; it is not computed again. Raises re.error when the workload's own pattern of
+    communication kernels is no regular expression.
+    """
     view = prepare(run)
+    if trace is None and run.traces:
+        trace = analyse_traces(run.traces, communication=communication_patterns(run), compat=compat)
     calls = matched_calls(view)
     time = analyse_time(view)
     communication = analyse_communication(view, calls)
@@ -46,7 +57,18 @@ def analyse(run: Run) -> RunAnswers:
         quality=judge_quality(view, communication),
         methods=methods(view),
         rlhf=analyse_rlhf(view, calls),
+        trace=trace,
     )
+
+
+def communication_patterns(run: Run) -> dict[str, str]:
+    """The workload's own libraries of communication kernels (`kernels.communication`): name -> pattern."""
+    value: object = run.manifest
+    for key in ("workload", "kernels", "communication"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(name): pattern for name, pattern in value.items() if isinstance(pattern, str)}
 
 
 def _agprof_version(view: View) -> str:

@@ -1,4 +1,4 @@
-"""One rank's device activities and the host calls that launched them, as arrays: what most trace analyses start from."""
+"""One rank's device activities and the host calls that launched them, as arrays: where most trace analyses begin."""
 
 from dataclasses import dataclass, field
 from typing import Any

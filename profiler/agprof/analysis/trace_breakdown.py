@@ -48,7 +48,9 @@ def parts_of(device: Device, waits: HostWaits) -> Parts:
     )
 
 
-def breakdowns(rank: int, parts: Parts, steps: list[DeviceStep], origin: int) -> tuple[TraceBreakdown, list[TraceBreakdown]]:
+def breakdowns(
+    rank: int, parts: Parts, steps: list[DeviceStep], origin: int
+) -> tuple[TraceBreakdown, list[TraceBreakdown]]:
     """The whole window's breakdown and one per step; times since `origin`."""
     starts = np.array([parts.start, *(step.start for step in steps)], dtype=np.int64)
     ends = np.array([parts.end, *(step.end for step in steps)], dtype=np.int64)

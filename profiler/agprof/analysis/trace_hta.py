@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import NONE, ints, texts
+from agprof.analysis.trace_activities import ints, texts
 from agprof.analysis.trace_idle import CAUSES
 from agprof.analysis.trace_intervals import Bools, Ints, together, union, without
 from agprof.model.trace_answers import TraceBreakdown
-from agprof.model.trace_tables import GpuKind
+from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
 
 _COMMUNICATION = re.compile(r"^nccl.*Kernel")
 _MEMORY = re.compile(r"(^Memcpy)|(^Memset)|(^dma)")
 _NO_COMPUTE = re.compile(r"(^nccl.*Kernel)|(.*(Memcpy)|(Memset))|(.*Sync)")
 _COMPUTE, _COMM, _MEM, _OTHER = range(4)
+_CALLS = (int(CpuKind.RUNTIME), int(CpuKind.DRIVER))
 
 Times = np.ndarray[Any, Any]
 
@@ -127,11 +128,13 @@ def _step_names(trace: RankTrace) -> set[str]:
 def _rows(trace: RankTrace, steps: set[str], by_category: bool) -> _Rows:
     columns = ("start_ns", "duration_ns", "name", "correlation", "stream", "kind")
     gpu = trace.tables["gpu"].select(columns).filter(pl.col("kind") != int(GpuKind.ANNOTATION)).collect()
-    cpu = trace.tables["cpu"].select("start_ns", "duration_ns", "name", "correlation", "stream").collect()
+    cpu = trace.tables["cpu"].select(columns).collect()
     device = gpu
     if not by_category:
-        streamed = cpu.filter(pl.col("stream") != -1).with_columns(kind=pl.lit(-1, dtype=pl.Int64))
-        device = pl.concat([gpu.filter(pl.col("stream").fill_null(-1) != -1), streamed.select(columns)])
+        # ROCm's runtime calls name their stream in hexadecimal, which HTA reads as none.
+        streamed = cpu.filter((pl.col("stream") != -1) & ~pl.col("kind").is_in(_CALLS))
+        streamed = streamed.with_columns(kind=pl.lit(-1, dtype=pl.Int64))
+        device = pl.concat([gpu.filter(pl.col("stream").fill_null(-1) != -1), streamed])
     else:
         device = gpu.filter(pl.col("kind") <= int(GpuKind.MEMSET))
     if len(steps) > 1:

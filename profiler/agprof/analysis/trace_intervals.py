@@ -74,12 +74,28 @@ def union(start: Ints, end: Ints) -> Disjoint:
 
 
 def both(one: Disjoint, other: Disjoint) -> Disjoint:
-    """The time that both cover."""
+    """The time that both cover.
+
+    It begins where one begins inside the other, and ends where one ends inside the other; both lists are as long.
+    """
     if not len(one.start) or not len(other.start):
         return NOTHING
-    edges = np.unique(np.concatenate((one.start, one.end, other.start, other.end)))
-    kept = one.holds(edges) & other.holds(edges)
-    return union(edges[:-1][kept[:-1]], edges[1:][kept[:-1]])
+    begins = np.concatenate((one.start[other.holds(one.start)], other.start[_holds_inside(one, other.start)]))
+    ends = np.concatenate((one.end[_holds_end(other, one.end)], other.end[_holds_inside(one, other.end)]))
+    # Two sorted runs each: a stable sort merges them.
+    return Disjoint(np.sort(begins, kind="stable"), np.sort(ends, kind="stable"))
+
+
+def _holds_inside(intervals: Disjoint, at: Ints) -> Bools:
+    """Whether each point lies in an interval, not at its border: what begins or ends with it is counted once."""
+    last = np.searchsorted(intervals.start, at, side="left") - 1
+    return (last >= 0) & (at < intervals.end[np.maximum(last, 0)])
+
+
+def _holds_end(intervals: Disjoint, at: Ints) -> Bools:
+    """Whether each point lies in an interval or at its end."""
+    last = np.searchsorted(intervals.start, at, side="left") - 1
+    return (last >= 0) & (at <= intervals.end[np.maximum(last, 0)])
 
 
 def gaps(covered: Disjoint, start: int, end: int) -> Disjoint:

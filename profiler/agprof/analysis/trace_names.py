@@ -12,7 +12,7 @@ LIBRARIES: tuple[tuple[str, str], ...] = (
     # library, pattern that its kernels' names match anywhere; the first match counts
     ("nccl", r"^(void )?nccl(Dev)?Kernel|^nccl\w*Kernel|^ncclSymk?DevKernel|^ncclSymk?Kernel"),
     ("rccl", r"^rccl\w*Kernel|^(void )?rccl|^mscclKernel|^msccl(pp)?_?[Kk]ernel"),
-    ("symmetric memory", r"multimem_\w*(reduce|gather|broadcast|copy)|(one|two)_shot_all_reduce|symm_mem|symmetric_mem"),
+    ("symmetric memory", r"multimem_\w*(reduce|gather|broadcast|copy)|(one|two)_shot_all_reduce|symm(etric)?_mem"),
     ("custom all-reduce", r"cross_device_reduce|custom_all_?reduce|quick_?(all_?)?reduce|(one|two)shot_?all_?reduce"
                           r"|all_?reduce_fusion|trtllm_\w*all_?reduce|lamport\w*all_?reduce|aiter::\w*(all_?reduce|reduce_scatter|all_?gather)"),
     ("DeepEP", r"deep_ep::|(internode|intranode)(_ll)?::(dispatch|combine|notify|cached_notify|clean_low)|hybrid_ep"),
@@ -91,7 +91,7 @@ class Communication:
 def operation(name: str) -> str:
     """The operation of a communication kernel by its name; `other` where the name does not say.
 
-    >>> operation("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)"), operation("ncclKernel_SendRecv")
+    >>> operation("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgs)"), operation("ncclKernel_SendRecv")
     ('all_reduce', 'send_recv')
     """
     head = name[:_LONGEST_MATCHED]

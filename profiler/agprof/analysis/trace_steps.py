@@ -34,7 +34,9 @@ class DeviceStep:
 def host_steps(trace: RankTrace) -> list[HostStep]:
     """The steps that the trace marks (`ProfilerStep#3`, agprof's own `step 3`), in order, none of them overlapping."""
     kinds = (int(CpuKind.ANNOTATION), int(CpuKind.OP))
-    marks = trace.tables["names"].filter(pl.col("text").str.contains(r"^(ProfilerStep#?\s*\d|(agprof )?step \d)")).collect()
+    marks = (
+        trace.tables["names"].filter(pl.col("text").str.contains(r"^(ProfilerStep#?\s*\d|(agprof )?step \d)")).collect()
+    )
     if not marks.height:
         return []
     wanted = pl.col("kind").is_in(kinds) & pl.col("name").is_in(marks["name"].implode())

@@ -1,0 +1,83 @@
+"""How far the traces can be trusted: what is missing, dropped, unclear. Every count here is printed in the report."""
+
+from collections.abc import Iterator, Sequence
+
+import polars as pl
+
+from agprof.analysis.trace_activities import Device
+from agprof.model.format import percent
+from agprof.model.trace_answers import TraceQuality
+from agprof.model.trace_tables import GpuKind
+from agprof.store.traces import RankTrace
+
+_MAX_NOTES = 20
+_NOTE_LENGTH = 500
+
+
+def quality_row(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFrame | None) -> TraceQuality:
+    """One rank's row. `calls` are its communication kernels."""
+    meta = trace.meta
+    sized = int(calls["bytes"].count()) if calls is not None and calls.height else 0
+    return TraceQuality(
+        rank=trace.rank,
+        source=meta.source[:_NOTE_LENGTH],
+        format=meta.format,
+        events=sum(meta.events.values()),
+        left_out=dict(meta.left_out),
+        dropped_events=meta.dropped_events,
+        truncated=meta.truncated,
+        steps=steps,
+        kernels_without_launch=int((~device.known).sum()) if device is not None else 0,
+        collectives_with_size=sized,
+        collectives=calls.height if calls is not None else 0,
+        timestamp_unit=meta.timestamp_unit,
+        notes=tuple(note[:_NOTE_LENGTH] for note in _notes(trace, device, steps, calls))[:_MAX_NOTES],
+    )
+
+
+def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFrame | None) -> Iterator[str]:
+    yield from trace.meta.notes
+    if trace.meta.world_size is None:
+        yield "The trace does not say how many ranks the job had (no distributedInfo)."
+    if device is None:
+        yield "The trace holds no device activity: nothing is known of kernels."
+        return
+    if not steps:
+        yield "The trace marks no profiler step (ProfilerStep#): only the whole window can be judged."
+    missing = int((~device.known).sum())
+    if missing:
+        yield (
+            f"{missing:,} of {len(device.start):,} activities have no launch in the trace "
+            f"({percent(missing / len(device.start))}): launched before the window, or lost."
+        )
+    late = int((device.known & (device.launched_at() > device.start)).sum())
+    if late:
+        yield f"{late:,} activities begin before their launch call does: host and device clocks differ a little."
+    other = trace.tables["gpu"].filter(pl.col("kind") == int(GpuKind.OTHER)).select(pl.len()).collect().item()
+    if other:
+        yield f"{other:,} device rows are of a category that agprof does not know; they do not count as busy."
+    devices = len(set(device.device.tolist()))
+    if devices > 1:
+        yield f"The rank drives {devices} devices; they are taken together: busy means that any of them is."
+    if calls is not None and calls.height and not calls["bytes"].count():
+        yield "The trace records no sizes of collectives: bandwidth is not available."
+
+
+def quality_sentence(rows: Sequence[TraceQuality], world: int | None) -> str:
+    """The traces' worth in one sentence."""
+    ranks, events = len(rows), sum(row.events for row in rows)
+    of = f" of {world:,}" if world is not None and world != ranks else ""
+    words = f"Traces of {ranks:,}{of} rank{'' if (world or ranks) == 1 else 's'} with {events:,} events"
+    faults = []
+    if cut := sum(row.truncated is not None for row in rows):
+        faults.append(f"{cut:,} cut short")
+    if dropped := sum(row.dropped_events or 0 for row in rows):
+        faults.append(f"{dropped:,} events lost by the profiler")
+    if left_out := sum(sum(row.left_out.values()) for row in rows):
+        faults.append(f"{left_out:,} events that could not be used")
+    if missing := sum(row.kernels_without_launch for row in rows):
+        faults.append(f"{missing:,} activities without a launch")
+    steps = sorted({row.steps for row in rows})
+    marked = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
+    words += f", {marked} profiler step{'' if steps == [1] else 's'} marked"
+    return f"{words}; {', '.join(faults)}." if faults else f"{words}; nothing is known to be missing."
