@@ -29,7 +29,10 @@ class Chunks:
         self._decimal = msgspec.json.Decoder(list[ExactEvent], float_hook=Decimal)
 
     def take(self, chunk: memoryview) -> bool:
-        """Take a whole list of events, `[...]`. False: it is no JSON; nothing was taken. Raises OSError, NeedsOrderError."""
+        """Take a whole list of events, `[...]`. False: it is no JSON; nothing was taken.
+
+        Raises OSError, NeedsOrderError.
+        """
         text: Any = chunk
         events = _decoded(self._fast, text)
         if events is None:

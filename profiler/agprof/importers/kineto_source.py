@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from isal import igzip, isal_zlib
+from isal.igzip_lib import IsalError
 
 from agprof.errors import TraceError
 
@@ -111,7 +112,7 @@ class _Packed:
         except EOFError:
             self._rest = _unpacked(self._file, self._at)
             count = self._from_rest(view)
-        except (isal_zlib.error, zlib.error, OSError, ValueError) as error:
+        except (IsalError, zlib.error, OSError, ValueError) as error:
             raise TraceError(
                 f"{self._file}: the gzip stream is damaged near unpacked byte {self._at}: {error}"
             ) from error
