@@ -84,6 +84,7 @@ def import_file(
         raise
     metadata = dict(reading.frame.metadata) | ending.metadata
     meta = _meta(file, metadata, tally, ending, rank_source)
+    meta = replace(meta, time_base_ns=(reading.base_ns(metadata) or 0) + shift_ns)
     if reading.base_ns(metadata) is None and (reading.frame.first_us or _EPOCH_US) < _EPOCH_US:
         note = "no baseTimeNanoseconds was found: times count from an unknown moment, not from the epoch"
         meta = replace(meta, notes=(*meta.notes, note))
