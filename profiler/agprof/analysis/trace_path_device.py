@@ -122,7 +122,16 @@ def device_activities(trace: RankTrace, window: Window) -> Device:
             pl.col("start_ns") < window.end_ns,
             pl.col("start_ns") + pl.col("duration_ns") > window.start_ns,
         )
-        .select("start_ns", "duration_ns", "kind", "name", "device", "stream", "correlation")
+        .select(
+            "start_ns",
+            "duration_ns",
+            "kind",
+            "name",
+            "device",
+            "stream",
+            # Profilers write 0 where they know none.
+            pl.when(pl.col("correlation") != 0).then("correlation"),
+        )
         .collect()
     )
     rows = rows.join(_launches(trace, window, rows), on="correlation", how="left", maintain_order="left")

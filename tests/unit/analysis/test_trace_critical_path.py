@@ -49,8 +49,8 @@ def test_host_bound_the_path_is_the_host_and_the_last_kernel() -> None:
     for number in range(3):
         begin = number * 300
         rows.cpu("aten::mm", begin, begin + 250)
-        rows.call("cudaLaunchKernel", begin + 200, begin + 220, correlation=number)
-        rows.gpu("gemm", begin + 230, begin + 280, correlation=number)
+        rows.call("cudaLaunchKernel", begin + 200, begin + 220, correlation=number + 1)
+        rows.gpu("gemm", begin + 230, begin + 280, correlation=number + 1)
     path = path_of(rows)
     # The last kernel is launched until 820 and runs from 830 to 880; before that the host works, with gaps of 50.
     assert path.total_ns == 880
@@ -62,8 +62,8 @@ def test_host_bound_the_path_is_the_host_and_the_last_kernel() -> None:
 def test_device_bound_the_path_is_the_stream() -> None:
     rows = TraceRows()
     for number in range(5):
-        rows.call("cudaLaunchKernel", number * 10, number * 10 + 5, correlation=number)
-        rows.gpu(f"k{number}", 10 + number * 100, 110 + number * 100, correlation=number)
+        rows.call("cudaLaunchKernel", number * 10, number * 10 + 5, correlation=number + 1)
+        rows.gpu(f"k{number}", 10 + number * 100, 110 + number * 100, correlation=number + 1)
     path = path_of(rows)
     assert story(path) == [
         ("launch", "cudaLaunchKernel", 0, 5),
