@@ -44,6 +44,11 @@ def json_text(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
 
 
+def payload_bytes(data: bytes) -> Payload:
+    """Bytes for the page to unpack, always compressed."""
+    return Payload(True, Markup(base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()))
+
+
 def payload(data: Any) -> Payload:
     text = json_text(data)
     if len(text) < PACK_FROM:

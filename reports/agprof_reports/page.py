@@ -5,7 +5,7 @@ from statistics import median
 
 from agprof.model.answers import Figure, Finding, RunAnswers
 from agprof.model.format import format_value
-from agprof_reports import rlhf, tables
+from agprof_reports import rlhf, tables, trace
 from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.compute import modules
 from agprof_reports.charts.memory import memory_curves, memory_peaks
@@ -14,6 +14,7 @@ from agprof_reports.charts.ranks import own_work
 from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
+from agprof_reports.charts.trace_timeline import DRAWN_SLICES
 from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section, Table
 from agprof_reports.figures import SOURCES, card, shown
 from agprof_reports.tables import StepGroup
@@ -41,7 +42,7 @@ _BOUND_WORDS = {
 }
 
 
-def build(answers: RunAnswers) -> Page:
+def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
     identity, verdict, quality = answers.identity, answers.verdict, answers.quality
     groups = tables.group_steps(answers.time.steps)
     run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
@@ -72,6 +73,7 @@ def build(answers: RunAnswers) -> Page:
             *((rlhf.section(answers.rlhf),) if answers.rlhf is not None else ()),
             _communication(answers),
             _compute(answers),
+            *((trace.section(answers.trace, most_slices),) if answers.trace is not None else ()),
             _memory(answers, groups, run),
             _system(answers, groups, run),
             _ranks(answers, groups),
@@ -134,6 +136,7 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
         figure = finding.saving_ns_per_step
         return -1.0 if figure is None or figure.value is None else figure.value
 
+    titles = TITLES if answers.trace is None else {**TITLES, trace.KEY: trace.TITLE}
     cards = []
     for finding in sorted(answers.findings, key=saving, reverse=True):
         share = saving(finding) / step_ns if step_ns else 0.0
@@ -142,8 +145,8 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
                 key=finding.key,
                 title=finding.title,
                 evidence=finding.evidence,
-                section=finding.section if finding.section in TITLES else "",
-                section_title=TITLES.get(finding.section, ""),
+                section=finding.section if finding.section in titles else "",
+                section_title=titles.get(finding.section, ""),
                 saving=shown(finding.saving_ns_per_step) if finding.saving_ns_per_step is not None else None,
                 saving_share=f"{format_value(share, 'ratio')} of a step" if share > 0 else "",
                 confidence=finding.confidence,

@@ -7,15 +7,27 @@ from markupsafe import Markup, escape
 
 from agprof.model.answers import RunAnswers
 from agprof_reports import embed
+from agprof_reports.charts.trace_timeline import DRAWN_SLICES
 from agprof_reports.data import Page
 from agprof_reports.page import build
 from agprof_reports.svg import bars_svg
 from agprof_reports.text import clean
 
+LIMIT_BYTES = 3_000_000
+_SLICES = (DRAWN_SLICES, 60_000, 30_000, 10_000)
+
 
 def render(answers: RunAnswers) -> bytes:
-    """Return the report as one HTML file. The same answers give the same bytes."""
-    return render_page(build(answers))
+    """Return the report as one HTML file. The same answers give the same bytes.
+
+    A page that would be too large carries fewer slices of the trace's time line, and says so.
+    """
+    html = b""
+    for most in _SLICES:
+        html = render_page(build(answers, most_slices=most))
+        if len(html) <= LIMIT_BYTES or answers.trace is None or answers.trace.timeline is None:
+            break
+    return html
 
 
 def write(answers: RunAnswers, path: Path) -> None:
@@ -26,7 +38,10 @@ def write(answers: RunAnswers, path: Path) -> None:
 
 
 def render_page(page: Page) -> bytes:
-    script = embed.asset("report.js")
+    parts = [part for section in page.sections for part in section.parts]
+    has_slices = any(part.slices for part in parts)
+    script = embed.asset("report.js") + (embed.asset("timeline.js") if has_slices else "")
+    style = embed.asset("report.css") + (embed.asset("trace.css") if parts else "")
     plotly_packed, plotly_hash = embed.plotly()
     policy = (
         f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
@@ -38,10 +53,10 @@ def render_page(page: Page) -> bytes:
         .render(
             page=page,
             policy=policy,
-            style=Markup(embed.asset("report.css")),
+            style=Markup(style),
             script=Markup(script),
             plotly=plotly_packed,
-            has_charts=any(section.charts for section in page.sections),
+            has_charts=any(section.charts for section in page.sections) or any(part.charts for part in parts),
         )
     )
     return text.encode("utf-8", "replace")
@@ -59,6 +74,7 @@ def _environment() -> Environment:
     environment.filters["prose"] = _prose
     environment.globals["bars_svg"] = bars_svg
     environment.globals["payload"] = embed.payload
+    environment.globals["payload_bytes"] = embed.payload_bytes
     return environment
 
 

@@ -1,5 +1,8 @@
 """Bars of parts as inline SVG: there without JavaScript, in print, and until plotly takes over."""
 
+import zlib
+from collections.abc import Mapping
+
 from markupsafe import Markup
 
 from agprof_reports.data import Bar
@@ -11,6 +14,14 @@ _TALL_ROWS = 16
 _NUMBER_PERCENT, _LETTER_PERCENT, _NARROW_PERCENT = 5.5, 0.95, 10.0
 """Width from which on a part carries its share, and what each letter of its name takes beside it;
 below the last the share is left out on a narrow screen."""
+_STROKES = {
+    "idle-launch": "M0 6L6 0",
+    "idle-kernel-wait": "M0 0L6 6",
+    "idle-synchronisation": "M0 6L6 0M0 0L6 6",
+    "idle-data": "M0 6L6 0",
+    "idle-unknown": "M0 6L6 0",
+}
+"""Colours that are hatched, and how."""
 
 
 def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
@@ -22,11 +33,31 @@ def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
     left = _LABEL_PERCENT if any(bar.label for bar in bars) else 0.0
     longest = max((sum(value for _, value in bar.parts) for bar in bars), default=0.0) or 1.0
     head = Markup('<svg class="bars" width="100%" height="{0}" role="img" aria-label="{1}"><desc>{1}</desc>')
-    rows = [_row(bar, i * height, height, left, (100 - left) / longest, unit) for i, bar in enumerate(bars)]
-    return Markup("\n").join([head.format(height * len(bars), clean(description)), *rows, Markup("</svg>")])
+    hatches = _hatches(bars, description)
+    rows = [_row(bar, i * height, height, left, (100 - left) / longest, unit, hatches) for i, bar in enumerate(bars)]
+    head = head.format(height * len(bars), clean(description))
+    return Markup("\n").join([head, *_patterns(hatches), *rows, Markup("</svg>")])
 
 
-def _row(bar: Bar, top: int, height: int, left: float, per_unit: float, unit: str) -> Markup:
+def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
+    """Colour -> id of its pattern, one of its own in each drawing."""
+    names = sorted({name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES})
+    return {name: f"hatch-{zlib.crc32(description.encode()):08x}-{name}" for name in names}
+
+
+def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
+    if not hatches:
+        return []
+    pattern = Markup(
+        '<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse"><path class="hatch" d="{}"/></pattern>'
+    )
+    inside = [pattern.format(ident, _STROKES[name]) for name, ident in hatches.items()]
+    return [Markup("<defs>"), *inside, Markup("</defs>")]
+
+
+def _row(
+    bar: Bar, top: int, height: int, left: float, per_unit: float, unit: str, hatches: Mapping[str, str]
+) -> Markup:
     out = []
     if bar.label:
         out.append(Markup('<text x="0" y="{:.1f}">{}</text>').format(top + height / 2 + 4, clean(bar.label, 10)))
@@ -34,30 +65,41 @@ def _row(bar: Bar, top: int, height: int, left: float, per_unit: float, unit: st
     total = sum(value for _, value in bar.parts) or 1.0
     for name, value in bar.parts:
         if value > 0:
-            out.append(_part(name, value, value / total, at, value * per_unit, top, height, unit))
+            out.append(_part(name, value, value / total, at, value * per_unit, top, height, unit, hatches.get(name)))
             at += value * per_unit
     return Markup("").join(out)
 
 
-def _part(name: str, value: float, share: float, at: float, width: float, top: int, height: int, unit: str) -> Markup:
+def _part(
+    name: str,
+    value: float,
+    share: float,
+    at: float,
+    width: float,
+    top: int,
+    height: int,
+    unit: str,
+    hatch: str | None,
+) -> Markup:
+    word = name.replace("-", " ")
     shown = width >= _NUMBER_PERCENT and height >= _TALL
-    named = shown and width >= _NUMBER_PERCENT + _LETTER_PERCENT * len(name)
+    named = shown and width >= _NUMBER_PERCENT + _LETTER_PERCENT * len(word)
+    title = Markup("<title>{}: {} {} ({:.1%})</title>").format(word, rounded(value), unit, share)
+    place = Markup('x="{:.3f}%" y="{}" width="{:.3f}%" height="{}"').format(at, top + 1, width, height - 2)
+    if not shown:
+        hatching = Markup('<rect fill="url(#{})" {}/>').format(hatch, place) if hatch else ""
+        return Markup('<rect class="fill-{}" {}>{}</rect>{}').format(name, place, title, hatching)
     return Markup(
-        '<svg x="{at:.3f}%" y="{top}" width="{width:.3f}%" height="{height}"><title>{name}: {value} {unit} '
-        '({share:.1%})</title><rect class="fill-{name}" width="100%" height="100%"/>'
+        '<svg {place}>{title}<rect class="fill-{name}" width="100%" height="100%"/>{hatching}'
         '<text class="on-{name}{small}" x="6" y="{base:.1f}">'
         '<tspan class="name">{text}</tspan>{percent}</text></svg>'
     ).format(
-        at=at,
-        top=top + 1,
-        width=width,
-        height=height - 2,
+        place=place,
+        title=title,
         name=name,
-        value=rounded(value),
-        unit=unit,
-        share=share,
+        hatching=Markup('<rect fill="url(#{})" width="100%" height="100%"/>').format(hatch) if hatch else "",
         base=height / 2 + 3,
         small="" if width >= _NARROW_PERCENT else " small",
-        text=f"{name} " if named else "",
-        percent=f"{share:.0%}" if shown else "",
+        text=f"{word} " if named else "",
+        percent=f"{share:.0%}",
     )

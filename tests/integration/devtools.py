@@ -119,6 +119,10 @@ class Browser:
             plot = f"document.querySelectorAll('.plot')[{index}]"
             self.evaluate(f"{plot}.scrollIntoView({{behavior: 'instant'}})")
             self.until(f"{plot}.dataset.drawn || {plot}.dataset.failed")
+        for index in range(self.evaluate("document.querySelectorAll('[data-slices]').length")):
+            figure = f"document.querySelectorAll('[data-slices]')[{index}]"
+            self.evaluate(f"{figure}.scrollIntoView({{behavior: 'instant'}})")
+            self.until(f"{figure}.dataset.drawn || {figure}.dataset.failed")
         self.evaluate("window.scrollTo({top: 0, behavior: 'instant'})")
 
     def mouse(self, kind: str, x: float, y: float, button: str = "none") -> None:

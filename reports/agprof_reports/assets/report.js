@@ -111,13 +111,33 @@
       words.replaceWith(button);
     });
     const tools = make("div", { className: "table-tools" });
-    if (table.tBodies[0].rows.length > 6) {
+    const rows = [...table.tBodies[0].rows];
+    const texts = new Map(); // a row's text in small letters, made when it is first needed
+    const textOf = (row) => {
+      if (!texts.has(row)) texts.set(row, row.textContent.toLowerCase());
+      return texts.get(row);
+    };
+    let wanted = "", chosen = "";
+    const sift = () => {
+      for (const row of rows) {
+        row.hidden = !textOf(row).includes(wanted) || (chosen && row.cells[holder.dataset.filter].textContent !== chosen);
+      }
+    };
+    if (rows.length > 6) {
       const search = make("input", { type: "search", placeholder: "search", ariaLabel: `search ${table.caption.textContent}` });
       search.addEventListener("input", () => {
-        const wanted = search.value.toLowerCase();
-        for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+        wanted = search.value.toLowerCase();
+        sift();
       });
       tools.append(search);
+    }
+    const kinds = holder.dataset.filter ? [...new Set(rows.map((row) => row.cells[holder.dataset.filter].textContent))].sort() : [];
+    if (kinds.length > 1) {
+      const what = heads(table)[holder.dataset.filter].textContent.trim();
+      const choice = make("select", { ariaLabel: `${what}, ${table.caption.textContent}` }, make("option", { value: "", textContent: `${what}: all` }));
+      choice.append(...kinds.map((kind) => make("option", { value: kind, textContent: kind })));
+      choice.addEventListener("change", () => { chosen = choice.value; sift(); });
+      tools.append(choice);
     }
     const button = make("button", { type: "button", className: "copy", textContent: "copy as CSV" });
     button.addEventListener("click", async () => {
