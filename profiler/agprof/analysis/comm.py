@@ -191,7 +191,9 @@ def _bandwidths(row: dict[str, Any]) -> tuple[Figure, Figure]:
     )
     method = f"algbw = S / t, t: {which}"
     reason = (
-        "one rank: nothing is transferred"
+        "the size of the group is not known"
+        if n < 1
+        else "one rank: nothing is transferred"
         if n < 2
         else "the size is not known"
         if size is None

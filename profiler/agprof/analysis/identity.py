@@ -9,7 +9,7 @@ from agprof.analysis.ranks import failures_of, how_it_ended, rank_streams, where
 from agprof.analysis.view import View
 from agprof.model.answers import Identity
 
-Status = Literal["finished", "failed", "killed", "interrupted", "running", "unknown"]
+Status = Literal["finished", "failed", "killed", "interrupted", "running", "imported", "unknown"]
 
 _STATUS: dict[str, Status] = {
     "finished": "finished",
@@ -108,6 +108,8 @@ def _status(view: View) -> tuple[Status, str]:
     steps = view.steps["step"].n_unique()
     ran = f"{steps:,} step{'' if steps == 1 else 's'} on {_many(len(view.ranks))}"
     outcome = view.run.outcome
+    if (imported := imported_from(view)) is not None:
+        return "imported", f"imported from {imported}, {ran}"
     if outcome is None:
         ended = [stream.ended for stream in rank_streams(view).values()]
         if ended and all(ended):
@@ -126,6 +128,18 @@ def _status(view: View) -> tuple[Status, str]:
     if status == "finished":
         return status, f"finished, {ran}"
     return status, f"{reason} (exit code {outcome.get('exit_code')}), {ran}"
+
+
+def imported_from(view: View) -> str | None:
+    """`one Kineto trace`, `8 nsys traces`; None for a run that agprof measured."""
+    imported = view.run.manifest.get("imported")
+    if not isinstance(imported, Mapping):
+        return None
+    formats, files = imported.get("formats"), imported.get("files")
+    known = [str(name) for name in formats] if isinstance(formats, list) else []
+    words = " and ".join({"kineto": "Kineto"}.get(name, name) for name in known) or "foreign"
+    count = len(files) if isinstance(files, list) else 1
+    return f"one {words} trace" if count == 1 else f"{count:,} {words} traces"
 
 
 def _many(ranks: int) -> str:

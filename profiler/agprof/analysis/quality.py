@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import polars as pl
 
-from agprof.analysis.identity import world_size
+from agprof.analysis.identity import imported_from, world_size
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
 from agprof.analysis.statistics import nothing
 from agprof.analysis.system import longest_gap
@@ -51,11 +51,17 @@ def _sentence(expected: int | None, present: int, problems: int) -> str:
 
 def _missing(view: View, expected: int | None) -> Iterator[str]:
     missing = sorted(set(range(expected or 0)) - set(rank_streams(view)))
-    if missing:
+    imported = imported_from(view) is not None
+    if missing and imported:
+        yield f"Of {name_ranks(missing)} no trace was imported."
+    elif missing:
         verb = "leaves" if len(missing) == 1 else "leave"
         yield f"{_upper(name_ranks(missing))} {verb} no stream: never started, or the folder is incomplete."
     if not view.steps.height:
-        yield "No optimizer step was seen on any rank: no step ended, or its framework was not recognised."
+        if imported:
+            yield "The trace names no step: neither ProfilerStep#, nor a range called step or iteration."
+        else:
+            yield "No optimizer step was seen on any rank: no step ended, or its framework was not recognised."
         return
     without = sorted(set(rank_streams(view)) - set(view.steps["rank"].unique().to_list()))
     if without:
@@ -190,7 +196,10 @@ def _sampler_cpu(state: pl.DataFrame) -> Figure:
 
 
 def _notes(view: View) -> Iterator[str]:
-    if not any(stream.scope == "node" for stream in view.run.streams) and not _monitor_wanted(view):
+    if imported_from(view) is not None:
+        yield "An imported trace: what it does not hold (losses, samples, sampled power and memory) is not known."
+        yield from _imported_notes(view)
+    elif not any(stream.scope == "node" for stream in view.run.streams) and not _monitor_wanted(view):
         yield "The sampler was switched off (monitor.enabled: false)."
     incomplete = view.slowest.filter(pl.col("kind") == "incomplete").height
     if incomplete:
@@ -215,6 +224,12 @@ def _notes(view: View) -> Iterator[str]:
         steps = ", ".join(map(str, view.profiled[:8]))
         yield f"Step {steps} ran under the flops profiler and is left out of statistics."
     yield from _outcome_notes(view)
+
+
+def _imported_notes(view: View) -> list[str]:
+    imported = view.run.manifest.get("imported")
+    notes = imported.get("notes") if isinstance(imported, Mapping) else None
+    return [str(note)[:500] for note in notes[:50]] if isinstance(notes, list) else []
 
 
 def _outcome_notes(view: View) -> list[str]:

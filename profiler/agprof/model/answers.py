@@ -63,7 +63,7 @@ class Identity:
     device: str | None
     """`CPU` or the GPU's product name."""
     dtype: str | None
-    status: Literal["finished", "failed", "killed", "interrupted", "running", "unknown"]
+    status: Literal["finished", "failed", "killed", "interrupted", "running", "imported", "unknown"]
     status_sentence: str
     """`finished, 20 steps on 2 ranks` or `rank 1 ended at step 41: killed (SIGKILL)`."""
 

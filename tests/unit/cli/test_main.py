@@ -12,7 +12,7 @@ import pytest
 
 from agprof import __version__, cli, errors
 from agprof.cli import main as main_module
-from agprof.cli.main import COMMANDS, main
+from agprof.cli.main import COMMANDS, PYTHON_NAMES, main
 
 FOLDER = Path(cli.__file__).parent
 DOCS = Path(__file__).parents[3] / "docs"
@@ -50,7 +50,7 @@ def test_commands_are_the_modules_that_hold_one() -> None:
         body = ast.parse(file.read_text(encoding="utf-8")).body
         if file.stem != "main" and any(isinstance(node, ast.FunctionDef) and node.name == file.stem for node in body):
             found.add(file.stem)
-    assert found == set(COMMANDS)
+    assert found == {PYTHON_NAMES.get(name, name) for name in COMMANDS}
     assert len(COMMANDS) == len(set(COMMANDS))
 
 
