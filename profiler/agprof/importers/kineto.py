@@ -131,7 +131,7 @@ class _Reading:
         base = metadata.get("baseTimeNanoseconds")
         if base is None:
             return None
-        if not isinstance(base, int) or isinstance(base, bool) or not 0 <= base < 2**62:
+        if not isinstance(base, int) or isinstance(base, bool) or not 0 <= base < 2**61:
             raise TraceError(f"{self._file}: baseTimeNanoseconds is {str(base)[:40]!r}, not a number of ns since 1970")
         return base
 

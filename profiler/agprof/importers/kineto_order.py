@@ -5,6 +5,7 @@ the damage is read, and none after it.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,8 +18,8 @@ from agprof.importers.kineto_frame import MOST_METADATA_BYTES, Frame, members
 from agprof.importers.kineto_source import Source
 
 READ_BYTES = 2**20
-MOST_EVENT_BYTES = 256 * 2**20
-_BLANK = b" \t\r\n"
+MOST_EVENT_BYTES = 64 * 2**20
+_BLANKS = re.compile(rb"[ \t\r\n]*")
 _LONGEST_LITERAL = 12
 _EXTENT = json.JSONDecoder(strict=False, parse_float=len, parse_int=len, parse_constant=len)
 """Finds where a value ends; its numbers don't matter."""
@@ -118,9 +119,9 @@ def _next_begin(text: bytes | bytearray, events_end: int) -> int:
 
 
 def _after_blanks(text: bytes | bytearray, at: int) -> int:
-    while at < len(text) and text[at] in _BLANK:
-        at += 1
-    return at
+    blanks = _BLANKS.match(text, at)
+    assert blanks is not None
+    return blanks.end()
 
 
 def _take_quickly(pending: bytearray, frame: Frame, chunks: Chunks) -> int:

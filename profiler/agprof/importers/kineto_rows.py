@@ -71,11 +71,11 @@ class Rows:
         codes = np.array([_CODES[category] for category in categories], np.int64)
         if not self._finer:
             self._finer = bool((durations % 1000).any() or (starts % 1000).any())
-        starts = starts + self._offset_ns
         bad = self._unusable(codes, starts, durations)
         if bad.any():
             events = list(compress(events, ~bad))
             codes, starts, durations = codes[~bad], starts[~bad], durations[~bad]
+        starts = starts + self._offset_ns
         rows = codes < _NO_ROW
         if rows.any():
             self._first_ns = min(self._first_ns, int(starts[rows].min()))

@@ -85,7 +85,7 @@ class _Packed:
         self._handle = handle
         self._file = file
         self._size = max(1, os.fstat(handle.fileno()).st_size)
-        self._most = max_unpacked_bytes or max(min(MAX_UNPACKED_BYTES, MAX_RATIO * self._size), _RATIO_COUNTS_FROM)
+        self._most = max_unpacked_bytes
         self._reader = igzip._IGzipReader(handle, 2**18)
         self._at = 0
         self._scratch = bytearray(2**18)
@@ -117,10 +117,12 @@ class _Packed:
                 f"{self._file}: the gzip stream is damaged near unpacked byte {self._at}: {error}"
             ) from error
         self._at += count
-        if self._at > self._most:
+        read = self._handle.tell()
+        most = self._most or min(MAX_UNPACKED_BYTES, max(MAX_RATIO * read, _RATIO_COUNTS_FROM))
+        if self._at > most:
             raise TraceError(
-                f"{self._file}: {self._size} bytes unpack to more than {self._most}, as no trace does; "
-                "max_unpacked_bytes allows more"
+                f"{self._file}: its first {read} bytes unpack to more than {most}, as no trace's do; allow more "
+                "(max_unpacked_bytes) if it is one"
             )
         return count
 

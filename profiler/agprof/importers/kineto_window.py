@@ -8,7 +8,7 @@ from agprof.importers.kineto_source import Source
 
 CHUNK_BYTES = 2**20
 _BEYOND_BYTES = 2**16
-MOST_BYTES = 256 * 2**20
+MOST_BYTES = 64 * 2**20
 _OPEN, _CLOSE = ord("["), ord("]")
 
 
@@ -23,7 +23,7 @@ class Piece:
 
 
 class TooLongError(Exception):
-    """No border of two events within 256 MiB."""
+    """No border of two events within 64 MiB."""
 
 
 class Window:
