@@ -14,7 +14,7 @@ from agprof_reports.svg import bars_svg
 from agprof_reports.text import clean
 
 LIMIT_BYTES = 3_000_000
-_SLICES = (DRAWN_SLICES, 60_000, 30_000, 10_000)
+_SLICES = (DRAWN_SLICES, 60_000, 30_000, 10_000, 3_000)
 
 
 def render(answers: RunAnswers) -> bytes:

@@ -42,16 +42,17 @@ def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
 def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
     """Colour -> id of its pattern, one of its own in each drawing."""
     names = sorted({name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES})
-    return {name: f"hatch-{zlib.crc32(description.encode()):08x}-{name}" for name in names}
+    return {name: f"h{zlib.crc32(description.encode()):08x}-{i}" for i, name in enumerate(names)}
 
 
 def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
     if not hatches:
         return []
     pattern = Markup(
-        '<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse"><path class="hatch" d="{}"/></pattern>'
+        '<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        '<rect class="fill-{}" width="6" height="6"/><path class="hatch" d="{}"/></pattern>'
     )
-    inside = [pattern.format(ident, _STROKES[name]) for name, ident in hatches.items()]
+    inside = [pattern.format(ident, name, _STROKES[name]) for name, ident in hatches.items()]
     return [Markup("<defs>"), *inside, Markup("</defs>")]
 
 
@@ -62,42 +63,36 @@ def _row(
     if bar.label:
         out.append(Markup('<text x="0" y="{:.1f}">{}</text>').format(top + height / 2 + 4, clean(bar.label, 10)))
     at = left
+    out.append(Markup('<svg y="{}" height="{}">').format(top + 1, height - 2))
     total = sum(value for _, value in bar.parts) or 1.0
     for name, value in bar.parts:
         if value > 0:
-            out.append(_part(name, value, value / total, at, value * per_unit, top, height, unit, hatches.get(name)))
+            out.append(_part(name, value, value / total, at, value * per_unit, height, unit, hatches.get(name)))
             at += value * per_unit
+    out.append(Markup("</svg>"))
     return Markup("").join(out)
 
 
 def _part(
-    name: str,
-    value: float,
-    share: float,
-    at: float,
-    width: float,
-    top: int,
-    height: int,
-    unit: str,
-    hatch: str | None,
+    name: str, value: float, share: float, at: float, width: float, height: int, unit: str, hatch: str | None
 ) -> Markup:
     word = name.replace("-", " ")
     shown = width >= _NUMBER_PERCENT and height >= _TALL
     named = shown and width >= _NUMBER_PERCENT + _LETTER_PERCENT * len(word)
     title = Markup("<title>{}: {} {} ({:.1%})</title>").format(word, rounded(value), unit, share)
-    place = Markup('x="{:.3f}%" y="{}" width="{:.3f}%" height="{}"').format(at, top + 1, width, height - 2)
+    place = Markup('x="{:.3f}%" width="{:.3f}%" height="100%"').format(at, width)
+    fill = Markup('fill="url(#{})"').format(hatch) if hatch else Markup('class="fill-{}"').format(name)
     if not shown:
-        hatching = Markup('<rect fill="url(#{})" {}/>').format(hatch, place) if hatch else ""
-        return Markup('<rect class="fill-{}" {}>{}</rect>{}').format(name, place, title, hatching)
+        return Markup("<rect {} {}>{}</rect>").format(fill, place, title)
     return Markup(
-        '<svg {place}>{title}<rect class="fill-{name}" width="100%" height="100%"/>{hatching}'
+        '<svg {place}>{title}<rect {fill} width="100%" height="100%"/>'
         '<text class="on-{name}{small}" x="6" y="{base:.1f}">'
         '<tspan class="name">{text}</tspan>{percent}</text></svg>'
     ).format(
         place=place,
         title=title,
         name=name,
-        hatching=Markup('<rect fill="url(#{})" width="100%" height="100%"/>').format(hatch) if hatch else "",
+        fill=fill,
         base=height / 2 + 3,
         small="" if width >= _NARROW_PERCENT else " small",
         text=f"{word} " if named else "",

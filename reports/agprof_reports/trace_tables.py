@@ -19,7 +19,7 @@ from agprof_reports.columns import Field, Value, evenly, table
 from agprof_reports.data import Cell, Table
 from agprof_reports.text import NAME_LIMIT
 
-BREAKDOWN_ROWS = 320
+BREAKDOWN_ROWS = 200
 KERNEL_ROWS = 500
 NAMES_BYTES = 200_000
 """Characters of names in one table; the names behind are cut to SHORT_NAME."""

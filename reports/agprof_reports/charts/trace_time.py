@@ -27,7 +27,7 @@ HATCHES = {
     "idle-data": "/",
     "idle-unknown": "/",
 }
-STEP_BARS = 48
+STEP_BARS = 32
 _FEW = 16
 
 
