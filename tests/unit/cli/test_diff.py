@@ -1,6 +1,7 @@
 """`agprof diff` on run folders and on trace files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_a_table_of_80_columns_with_the_largest_change_first(
     assert "5.000 ms -> 3.000 ms (-2.000 ms, -40.0%)" in " ".join(out.split())
     lines = [line for line in out.splitlines() if not line.startswith(("A  ", "B  "))]
     assert max(map(len, lines)) <= 80
-    rows = [line.split() for line in lines if line.lstrip()[:1] in "+-" and line.split()[1:]]
+    rows = [line.split() for line in lines if re.match(r" *[+-]\d+\.\d{3} ", line)]
     assert [(row[0], row[-1]) for row in rows] == [
         ("-3.000", "gemm"), ("+2.000", "<script>[red]?[31mnew"), ("-1.000", "old"),
     ]  # fmt: skip
