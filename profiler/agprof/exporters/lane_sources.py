@@ -113,7 +113,11 @@ def _own(run: Run, rank: int) -> Iterator[pl.DataFrame]:
     # A phase is a category of its own: it has the phase's colour.
     category = pl.when(pl.col("category") == "phase").then("name").otherwise("category")
     phases = rows("spans").with_columns(step)
-    yield phases.with_columns(**lane(pl.format("thread {}", "thread"), category))
+    # Thread ids are long and say nothing: the thread that has most of the spans needs none.
+    main = pl.lit(phases["thread"].drop_nulls().mode().min(), dtype=pl.Int64)
+    other = pl.format("phases and ranges, thread {}", "thread")
+    thread = pl.when(pl.col("thread") == main).then(pl.lit("phases and ranges")).otherwise(other)
+    yield phases.with_columns(**lane(thread, category))
     on_device = rows("device_spans").join(phases.select("span", "name", "category", "payload"), on="span", how="left")
     yield on_device.with_columns(end_ns=pl.col("start_ns") + pl.col("duration_ns"), **lane("device phases", category))
     yield _named_calls(rows("collectives")).with_columns(**lane("communication", "communication", nests=False))

@@ -5,12 +5,14 @@ of text alone. NAME.sqlite beside it holds what text can't: domains, categories,
 run, its reports get our spans on their own timeline.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
 from agprof.errors import TraceError
 from agprof.exporters import nsys_sqlite, nsys_writer, nvtxt
 from agprof.exporters.formats import Say
+from agprof.launch.host import cache_dir
 from agprof.launch.nsight import HOW_TO_GET, Importer, find_import_nvtxt, find_nsys, find_writer_backend
 from agprof.launch.nsight_tools import base_report, export_sqlite, import_command, merge
 from agprof.store.reader import Run
@@ -62,13 +64,15 @@ def captured_reports(run: Run) -> list[tuple[int, Path]]:
 
 
 def _import(nsys: Path, importer: Importer, text: Path, report: Path, written: nvtxt.Written, say: Say) -> None:
-    with tempfile.TemporaryDirectory(dir=report.parent, prefix=".nsys-") as work:
-        base = base_report(nsys, Path(work), report.name.removesuffix(SUFFIX))
+    # The base is made in the system's own folder for such things: its path stands in every report that is made of it.
+    with tempfile.TemporaryDirectory(prefix="nsys-") as away:
+        base = base_report(nsys, Path(away), cache_dir(os.environ) / "nsight")
         if not base.private:
             say(_secrets(report, "of the processes that ran on this machine just now"))
-        partial = Path(work) / "merged.nsys-rep"
-        imported = merge(importer, base.file, text, partial)
-        partial.replace(report)
+        with tempfile.TemporaryDirectory(dir=report.parent, prefix=".nsys-") as work:
+            partial = Path(work) / report.name
+            imported = merge(importer, base.file, text, partial)
+            partial.replace(report)
     wanted = 2 * sum(written.ranges.values()) + sum(written.marks.values())
     if imported != wanted:
         say(f"note: ImportNvtxt took {imported} of {wanted} events of {text.name}")

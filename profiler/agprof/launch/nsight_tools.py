@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agprof.errors import TraceError
-from agprof.launch.nsight import Importer
+from agprof.launch.nsight import Importer, nsys_version
 
-PROFILE_TIMEOUT_S = 60
+PROFILE_TIMEOUT_S = 20
+"""It takes 1.4 s. When several nsys start at once, one may write its report and then hang."""
 IMPORT_TIMEOUT_S = 3600
 """Measured: 200,000 ranges in 1.7 s. A report that takes an hour is no report any more."""
 
 # -s none --cpuctxsw=none: with context switches traced, 2 of 34 runs of nsys 2022.4 never ended.
 _PROFILE = ("profile", "-t", "none", "-s", "none", "--cpuctxsw=none", "-f", "true", "-o")
-# Own process numbers: nsys notes the environment of every process that it can see, and there it sees its own alone.
+# nsys notes the environment of every process that it sees. With process numbers of its own it sees itself alone. Its
+# list of sessions lies in /dev/shm and goes by process numbers, so it needs one of its own too.
+_OWN_SHM = ("sh", "-c", 'mount -t tmpfs none /dev/shm && exec "$@"', "sh")
 _ALONE: Sequence[Sequence[str]] = (
-    ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"),
-    ("unshare", "--pid", "--fork", "--mount-proc"),
+    ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", *_OWN_SHM),
+    ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *_OWN_SHM),
 )
 _IMPORTED = re.compile(r"(\d+) events imported")
 
@@ -35,19 +38,38 @@ class BaseReport:
     """nsys saw no process but its own, so the report holds nobody's environment."""
 
 
-def base_report(nsys: Path, folder: Path, name: str) -> BaseReport:
-    """Make `<name>.nsys-rep` in a folder: nsys-ui shows its name on the tab. Raises TraceError."""
-    file = folder / f"{name}.nsys-rep"
+def base_report(nsys: Path, work: Path, cache: Path) -> BaseReport:
+    """A report of `/bin/true`, from `cache` where one was made before; else made in folder `work`.
+
+    It is kept only when it is private. Raises TraceError.
+    """
+    kept = cache / f"base-{nsys_version(nsys) or 'unknown'}.nsys-rep"
+    if kept.is_file():
+        return BaseReport(kept, private=True)
+    file = work / "base.nsys-rep"
+    environment = {"PATH": os.defpath, "HOME": str(work), "LC_ALL": "C.UTF-8"}
     said = ""
     for wrapper in (*_ALONE, ()):
         if wrapper and shutil.which(wrapper[0]) is None:
             continue
-        environment = {"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C.UTF-8"}
         command = [*wrapper, str(nsys.resolve()), *_PROFILE, str(file.with_suffix("")), "/bin/true"]
-        said = _run(command, environment, PROFILE_TIMEOUT_S, folder)
-        if file.is_file():
-            return BaseReport(file, private=bool(wrapper))
+        said = _run(command, environment, PROFILE_TIMEOUT_S, work)
+        if not file.is_file():
+            continue
+        if wrapper:
+            _keep(file, kept)
+        return BaseReport(file, private=bool(wrapper))
     raise TraceError(f"{nsys} made no report of /bin/true: {said or 'it said nothing'}")
+
+
+def _keep(file: Path, kept: Path) -> None:
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+        shutil.copyfile(file, partial)
+        partial.replace(kept)
+    except OSError:
+        pass  # made again the next time
 
 
 def merge(importer: Importer, report: Path, text: Path, out: Path) -> int:
