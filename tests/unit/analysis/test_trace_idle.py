@@ -1,0 +1,120 @@
+"""Why the device idles, on time lines drawn by hand."""
+
+import pytest
+
+from agprof.analysis.trace import analyse_traces
+from agprof.model.trace_answers import TraceBreakdown
+from agprof.model.trace_tables import CpuKind, GpuKind
+from synthetic_trace import MAIN, TraceBuilder
+
+
+def _window(build: TraceBuilder) -> TraceBreakdown:
+    answer = analyse_traces({0: build.build()})
+    assert answer is not None
+    return answer.windows[0]
+
+
+def _idle(build: TraceBuilder) -> dict[str, int]:
+    return {cause: ns for cause, ns in _window(build).idle_by_cause_ns.items() if ns}
+
+
+def _two_kernels(launched_at: int) -> TraceBuilder:
+    """The device is busy until 100 and again from 200 on."""
+    build = TraceBuilder().launch("a", 0, 10, 90, correlation=1)
+    return build.launch("b", launched_at, 200, 50, correlation=2)
+
+
+def test_until_the_launch_the_host_is_late_and_from_then_on_the_kernel_waits() -> None:
+    assert _idle(_two_kernels(launched_at=180)) == {"launch": 80, "kernel wait": 20}
+
+
+def test_what_was_launched_before_the_gap_only_waits() -> None:
+    assert _idle(_two_kernels(launched_at=50)) == {"kernel wait": 100}
+
+
+def test_a_synchronising_call_on_the_launching_thread() -> None:
+    build = _two_kernels(launched_at=180).cpu("cudaStreamSynchronize", 40, 90, kind=CpuKind.RUNTIME)
+    assert _idle(build) == {"synchronisation": 30, "launch": 50, "kernel wait": 20}
+
+
+@pytest.mark.parametrize(
+    "call", ["hipDeviceSynchronize", "cuCtxSynchronize", "cudaMemcpy_v3020", "cudaEventSynchronize"]
+)
+def test_every_call_that_waits(call: str) -> None:
+    build = _two_kernels(launched_at=180).cpu(call, 40, 90, kind=CpuKind.RUNTIME)
+    assert _idle(build)["synchronisation"] == 30
+
+
+@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaLaunchKernel", "cudaEventQuery", "cuMemcpyHtoDAsync_v2"])
+def test_calls_that_do_not_wait(call: str) -> None:
+    build = _two_kernels(launched_at=180).cpu(call, 40, 90, kind=CpuKind.RUNTIME)
+    assert "synchronisation" not in _idle(build)
+
+
+def test_another_threads_wait_says_nothing() -> None:
+    build = _two_kernels(launched_at=180)
+    build.cpu("cudaStreamSynchronize", 40, 90, kind=CpuKind.RUNTIME, thread=MAIN + 1)
+    assert _idle(build) == {"launch": 80, "kernel wait": 20}
+
+
+def test_a_data_loader_comes_before_a_synchronising_call_inside_it() -> None:
+    build = _two_kernels(launched_at=180)
+    build.cpu("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", 110, 40, kind=CpuKind.ANNOTATION)
+    build.cpu("cudaStreamSynchronize", 120, 40, kind=CpuKind.RUNTIME)
+    assert _idle(build) == {"data": 40, "synchronisation": 10, "launch": 30, "kernel wait": 20}
+
+
+def test_without_a_launch_nothing_is_claimed() -> None:
+    build = TraceBuilder().launch("a", 0, 10, 90, correlation=1).gpu("b", 200, 50, correlation=99)
+    assert _idle(build) == {"unknown": 100}
+
+
+def test_a_launch_after_its_activity_is_no_launch() -> None:
+    build = TraceBuilder().launch("a", 0, 10, 90, correlation=1).launch("b", 900, 200, 50, correlation=2)
+    assert _idle(build) == {"unknown": 100}
+
+
+def test_synchronisation_and_annotation_rows_are_never_busy() -> None:
+    build = _two_kernels(launched_at=180)
+    build.gpu("Stream Sync", 100, 60, kind=GpuKind.SYNC).gpu("ProfilerStep#1", 0, 500, kind=GpuKind.ANNOTATION)
+    window = _window(build)
+    assert (window.window_ns, window.compute_ns, window.idle_ns) == (240, 140, 100)
+
+
+def test_what_hides_what() -> None:
+    """Compute hides communication, both hide copies, all hide memsets."""
+    build = TraceBuilder()
+    build.gpu("ncclDevKernel_AllReduce_Sum_f32", 0, 100).gpu("gemm", 40, 100, stream=8)
+    build.gpu("Memcpy HtoD", 80, 100, kind=GpuKind.MEMCPY, stream=9)
+    build.gpu("Memset (Device)", 160, 100, kind=GpuKind.MEMSET, stream=10).gpu("gemm", 280, 20)
+    window = _window(build)
+    assert window.window_ns == 300
+    assert window.compute_ns == 120
+    assert (window.communication_ns, window.overlapped_communication_ns) == (100, 60)
+    assert window.exposed_communication_ns == 40
+    assert window.exposed_memcpy_ns == 40
+    assert window.exposed_memset_ns == 80
+    assert window.idle_ns == 20
+    assert window.overlap_ratio == 0.6
+
+
+def test_steps_on_the_device_follow_their_launches() -> None:
+    """The host is a step ahead: each step ends on the device when what it launched has ended."""
+    build = TraceBuilder()
+    for step in range(3):
+        build.cpu(f"ProfilerStep#{step + 5}", step * 100, 100, kind=CpuKind.ANNOTATION)
+        build.launch("gemm", step * 100 + 10, step * 200 + 50, 180, correlation=step + 1)
+    answer = analyse_traces({0: build.build()})
+    assert answer is not None
+    rows = [(row.step, row.start_ns, row.window_ns, row.compute_ns, row.idle_ns) for row in answer.steps]
+    assert rows == [(5, 50, 180, 180, 0), (6, 230, 200, 180, 20), (7, 430, 200, 180, 20)]
+    assert sum(row.window_ns for row in answer.steps) == answer.windows[0].window_ns
+
+
+def test_without_device_there_is_no_window() -> None:
+    answer = analyse_traces({0: TraceBuilder().cpu("aten::add", 0, 10).build()})
+    assert answer is not None
+    assert not answer.has_device
+    assert not answer.windows
+    assert "not known" in answer.sentence
+    assert analyse_traces({}) is None
