@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from agprof.errors import TraceError
 from agprof.importers import nsys_gpu, nsys_host
+from agprof.importers.nesting import crossings
 from agprof.importers.nsys_export import Export
 from agprof.importers.nsys_ranks import GPU_TABLES, NVTX, RUNTIME, NsysRank, device_facts, find_ranks
 from agprof.importers.nsys_rows import Target, Targets
@@ -13,6 +16,7 @@ from agprof.importers.nsys_session import Session, read_session
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
 NO_EPOCH = "the export does not say when its session was: times are ns since the session began"
+_CHECKED_ROWS = 1_000_000
 _UNREAD = {"OSRT_API": "OS runtime calls", "COMPOSITE_EVENTS": "CPU samples", "SCHED_EVENTS": "context switches"}
 
 
@@ -98,8 +102,21 @@ def _notes(export: Export, head: NsysHead, target: Target) -> list[str]:
         notes.append(f"no table {GPU_TABLES[0]}: the export holds no kernel")
     if target.events.get("CUPTI_ACTIVITY_KIND_GRAPH_TRACE"):
         notes.append("CUDA graphs were traced as wholes: their kernels are not known one by one")
+    crossing = _crossings(target)
+    if crossing:
+        notes.append(
+            f"{crossing:,} host events cross others of their thread, which calls and push/pop ranges can't do: "
+            "times in the file are wrong, or it is damaged"
+        )
     notes += [f"{words} are not imported" for table, words in _UNREAD.items() if export.table(table) is not None]
     return notes
+
+
+def _crossings(target: Target) -> int:
+    files = sorted(target.writer.folder.glob("cpu.*.parquet"))
+    if not files:
+        return 0
+    return crossings(pl.scan_parquet(files).select("thread", "start_ns", "duration_ns").head(_CHECKED_ROWS).collect())
 
 
 def _telling(export: Export, progress: Callable[[float], None] | None) -> Callable[[int], None]:

@@ -3,7 +3,7 @@
 import polars as pl
 
 from agprof.importers import nsys_nccl
-from agprof.importers.nsys_export import Export, Kind
+from agprof.importers.nsys_export import Export, Kind, quoted
 from agprof.importers.nsys_gpu import KERNEL
 from agprof.importers.nsys_ranks import NVTX, RUNTIME
 from agprof.importers.nsys_rows import Target, Targets
@@ -14,6 +14,7 @@ OVERHEAD = "CUPTI_ACTIVITY_KIND_OVERHEAD"
 TABLES = (RUNTIME, *LIBRARIES, OVERHEAD, NVTX)
 MARK, PUSH_POP, START_END, DOMAIN = 34, 59, 60, 75
 """Event types (ENUM_NSYS_EVENT_TYPE, which some exports leave empty)."""
+_KNOWN_TYPES = (33, MARK, 35, 36, 37, 38, 39, PUSH_POP, START_END, DOMAIN, 76, 97, 98, 99)
 _PLAIN_DOMAINS = ("", "agprof", "NCCL", "PyTorch")
 """Domains whose ranges need no `domain:` before their names."""
 _EMITTED = r", (?:seq|op_id) = -?\d+"
@@ -91,6 +92,7 @@ def _nvtx(export: Export, targets: Targets) -> None:
     table = export.table(NVTX)
     if table is None or "eventType" not in export.columns(table):
         return
+    _count_foreign(export, table, targets)
     for rows in export.chunks(NVTX, columns, f"eventType IN {kinds}"):
         targets.tell(rows.height)
         named = _named(_on_threads(rows.with_columns(registered=export.texts(rows["textId"]))), domains)
@@ -102,6 +104,13 @@ def _nvtx(export: Export, targets: Targets) -> None:
         for target, part in targets.of_processes(prepared, NVTX):
             timed = targets.timed(target, part, NVTX)
             target.append("cpu", timed.select("start_ns", "duration_ns", "kind", "thread", "text", "sequence"))
+
+
+def _count_foreign(export: Export, table: str, targets: Targets) -> None:
+    sql = f"SELECT count(*) FROM {quoted(table)} WHERE eventType IS NULL OR eventType NOT IN {_KNOWN_TYPES}"
+    foreign = export.query(sql)[0][0]
+    if foreign:
+        targets.all[0].left_out["NVTX events of an unknown type"] += foreign
 
 
 def _named(rows: pl.DataFrame, domains: pl.DataFrame) -> pl.DataFrame:
@@ -204,6 +213,7 @@ def _with_launches(export: Export, calls: pl.DataFrame) -> pl.DataFrame:
         right_on="launch",
         by="globalTid",
         strategy="forward",
+        check_sortedness=False,  # it can't be checked with `by`; both are sorted above
     )
     inside = pl.col("launch") <= pl.col("end")
     return joined.with_columns(correlation=pl.when(inside).then("correlation")).drop("launch")
