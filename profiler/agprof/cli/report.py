@@ -3,7 +3,7 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agprof.model.answers import RunAnswers
+    from agprof.model.trace_answers import TraceAnswer
+    from agprof.store.reader import Run
 
 
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json; the run folder.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="No spinner.")] = False,
+    compat: Annotated[
+        Literal["hta"] | None,
+        typer.Option(help="Break the devices' time down as another tool does: HolisticTraceAnalysis 0.5."),
+    ] = None,
 ) -> None:
     """Write report.html and report.json of a run folder again.
 
@@ -26,11 +32,13 @@ def report(
     from rich.console import Console
 
     console = Console(highlight=False)
-    answers = write_report(run, console, plain=plain or not console.is_terminal, out=out)
+    answers = write_report(run, console, plain=plain or not console.is_terminal, out=out, compat=compat)
     print_summary(answers, out if out is not None else run, console)
 
 
-def write_report(run: Path, console: "Console", *, plain: bool, out: Path | None = None) -> "RunAnswers":
+def write_report(
+    run: Path, console: "Console", *, plain: bool, out: Path | None = None, compat: Literal["hta"] | None = None
+) -> "RunAnswers":
     """Read, analyse and write; returns the answers. Raises StoreError when the folder can't be read or written."""
     from agprof.errors import StoreError
     from agprof.exporters import report_json
@@ -40,7 +48,7 @@ def write_report(run: Path, console: "Console", *, plain: bool, out: Path | None
     convert_captured(run, console, plain=plain)
     status = nullcontext() if plain else console.status(f"writing the report of {run.name}")
     with status:
-        answers = analyse_folder(run)
+        answers = analyse_folder(run, compat)
         target = out if out is not None else run
         try:
             target.mkdir(parents=True, exist_ok=True)
@@ -65,12 +73,49 @@ def convert_captured(run: Path, console: "Console", *, plain: bool) -> None:
         print(problem, file=sys.stderr, flush=True)
 
 
-def analyse_folder(run: Path) -> "RunAnswers":
-    """The answers of a run folder. Raises StoreError."""
+def analyse_folder(run: Path, compat: Literal["hta"] | None = None) -> "RunAnswers":
+    """The answers of a run folder. Raises StoreError, and ConfigError when its own pattern for kernels is none."""
+    import re
+
     from agprof.analysis.run import analyse
+    from agprof.errors import ConfigError
     from agprof.store.reader import read_run
 
-    return analyse(read_run(run))
+    folder = read_run(run)
+    try:
+        return analyse(folder, compat=compat, trace=None if compat else _trace_answer(folder))
+    except re.error as error:
+        raise ConfigError(f"{run}: a pattern of kernels.communication is no regular expression: {error}") from error
+
+
+def _trace_answer(folder: "Run") -> "TraceAnswer | None":
+    """What the run's device traces say: as it was kept beside them, else computed and kept."""
+    from agprof import analysis
+    from agprof.analysis.run import communication_patterns
+    from agprof.analysis.trace import analyse_traces
+    from agprof.model.answers import ANSWERS_VERSION
+    from agprof.model.version import __version__
+    from agprof.store import trace_cache
+
+    if not folder.traces:
+        return None
+    patterns = communication_patterns(folder)
+    # What computes the answers is part of what they depend on: while it is being worked on, its version stays.
+    code = sorted((file.name, file.stat().st_mtime_ns) for file in Path(analysis.__path__[0]).glob("trace*.py"))
+    try:
+        mark = trace_cache.fingerprint(folder.path, [__version__, ANSWERS_VERSION, sorted(patterns.items()), code])
+    except OSError:
+        return analyse_traces(folder.traces, communication=patterns)  # the folder changes while it is read
+    kept = trace_cache.read_answer(folder.path, mark)
+    if kept is not None:
+        return kept
+    answer = analyse_traces(folder.traces, communication=patterns)
+    if answer is not None:
+        try:
+            trace_cache.keep_answer(folder.path, mark, answer)
+        except OSError:
+            pass  # a folder that can't be written costs the next report its time, nothing else
+    return answer
 
 
 def print_summary(answers: "RunAnswers", folder: Path, console: "Console") -> None:
