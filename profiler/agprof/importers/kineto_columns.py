@@ -40,7 +40,8 @@ def gpu_columns(
     if (device == NOTHING).any():
         device = np.where(device == NOTHING, label_column([event.pid for event in events]), device)
     if (stream == NOTHING).any():
-        stream = np.where(stream == NOTHING, label_column([event.tid for event in events]), stream)
+        tids = label_column([event.tid for event in events])
+        stream = np.where(stream == NOTHING, np.where(tids < FIRST_MADE_UP_THREAD, tids, NOTHING), stream)
     return {
         "start_ns": starts,
         "duration_ns": durations,
