@@ -166,7 +166,7 @@ class Page:
     run_id: str
     status: str
     status_mark: str
-    """good | watch | bad."""
+    """good | watch | bad, or empty."""
     facts: tuple[tuple[str, str], ...]
     bound_by: str
     """`communication`, as a class of the colour and as a word."""
@@ -183,5 +183,7 @@ class Page:
     findings: tuple[FindingCard, ...]
     findings_sentence: str
     kpis: tuple[Card, ...]
+    kpis_sentence: str
+    """Instead of cards, when nothing was measured."""
     sections: tuple[Section, ...]
     agprof_version: str

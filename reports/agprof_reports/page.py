@@ -1,9 +1,10 @@
 """Answers of a run -> its page as plain data. Every section opens with its sentence; what is empty says so in it."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
 
-from agprof.model.answers import Figure, Finding, RunAnswers
+from agprof.model.answers import Figure, Finding, Kpi, RunAnswers
 from agprof.model.format import format_value
 from agprof_reports import rlhf, tables, trace
 from agprof_reports.charts.communication import collectives
@@ -32,7 +33,7 @@ TITLES = {
 }
 _EVEN = 0.01
 """Ranks whose own work differs by less are told to be even."""
-_STATUS_MARKS = {"finished": "good", "failed": "bad", "killed": "bad"}
+_STATUS_MARKS = {"finished": "good", "failed": "bad", "killed": "bad", "imported": ""}
 _BOUND_WORDS = {
     "data": "data wait",
     "communication": "exposed communication",
@@ -67,7 +68,8 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         quality_mark="watch" if quality.problems else "good",
         findings=_findings(answers),
         findings_sentence=_findings_sentence(answers),
-        kpis=tuple(card(kpi) for kpi in answers.kpis),
+        kpis=_kpis(answers.kpis, answers),
+        kpis_sentence=_kpis_sentence(answers),
         sections=(
             _time(answers, groups, run),
             *((rlhf.section(answers.rlhf),) if answers.rlhf is not None else ()),
@@ -82,6 +84,20 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         ),
         agprof_version=answers.agprof_version,
     )
+
+
+def _kpis(kpis: Sequence[Kpi], answers: RunAnswers) -> tuple[Card, ...]:
+    """A run that was imported has no cards where nothing was measured: a sentence says so once for all."""
+    if answers.identity.status == "imported" and all(kpi.figure.value is None for kpi in kpis):
+        return ()
+    return tuple(card(kpi) for kpi in kpis)
+
+
+def _kpis_sentence(answers: RunAnswers) -> str:
+    if _kpis(answers.kpis, answers) or not answers.kpis:
+        return ""
+    reason = answers.time.step_time.reason or "no step was seen"
+    return f"No figure of a step: {reason}." + (" The device trace has figures of its own." if answers.trace else "")
 
 
 def _facts(answers: RunAnswers) -> tuple[tuple[str, str], ...]:
@@ -271,7 +287,7 @@ def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Se
         key="system",
         title=TITLES["system"],
         sentence=found.sentence or "The sampler left no sample.",
-        cards=tuple(card(kpi) for kpi in found.figures),
+        cards=_kpis(found.figures, answers),
         lines=tuple(("", sentence) for sentence in undrawn_curves(found)),
         charts=system_curves(found, groups, run),
     )
@@ -291,6 +307,8 @@ def _ranks_sentence(answers: RunAnswers) -> str:
     rows = answers.ranks
     if not rows:
         return "No rank left a stream."
+    if all(row.ended == "imported" for row in rows):
+        return f"{_many(len(rows), 'rank')}, known from {'its trace' if len(rows) == 1 else 'their traces'} alone."
     clean_ends = sum(row.ended == "clean" for row in rows)
     ended = (
         f"{ {1: 'The only rank', 2: 'Both ranks'}.get(len(rows), f'All {len(rows):,} ranks') } ended cleanly"
@@ -341,7 +359,7 @@ def _quality(answers: RunAnswers) -> Section:
         key="quality",
         title=TITLES["quality"],
         sentence=found.sentence,
-        cards=tuple(card(kpi) for kpi in found.cost),
+        cards=_kpis(found.cost, answers),
         lines=(*lines, *(("", note) for note in found.notes)),
         tables=(tables.pairs("table-methods", "How it is measured", methods, ("term", "method"), code=False),),
     )

@@ -1,5 +1,6 @@
 """The report of one run: answers in, one self-contained HTML file out."""
 
+import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +15,8 @@ from agprof_reports.svg import bars_svg
 from agprof_reports.text import clean
 
 LIMIT_BYTES = 3_000_000
+_PERCENT = re.compile(r"(\d) %")
+"""A number does not part from its sign."""
 _SLICES = (DRAWN_SLICES, 60_000, 30_000, 10_000, 3_000)
 
 
@@ -85,7 +88,8 @@ def _shown(value: object) -> object:
 
 def _prose(text: str) -> Markup:
     """Escape a sentence; what stands between backticks is code."""
-    pieces = clean(text).split("`")
+    text = _PERCENT.sub("\\1\u00a0%", clean(text))
+    pieces = text.split("`")
     if len(pieces) % 2 == 0:
-        return escape(clean(text))
+        return escape(text)
     return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(pieces))

@@ -275,12 +275,21 @@ def ranks(rows: Sequence[RankRow]) -> Table:
             Field(label="device", get=lambda r: r.device),
             Field(label="steps", get=lambda r: r.steps, unit="1", source="counted"),
             Field(label="step time", get=lambda r: r.step_time, unit="ns", source="measured"),
-            Field(label="ended", get=lambda r: Cell(r.ended, mark="good" if r.ended == "clean" else "bad")),
-            Field(label="last step", get=lambda r: r.last_step, unit="1"),
+            Field(label="ended", get=_end),
+            Field(label="last step", get=lambda r: r.last_step if _ran(r) or r.steps else None, unit="1"),
             Field(label="last phase", get=lambda r: r.last_phase),
-            Field(label="instruments' faults", get=lambda r: r.faults, unit="1", source="counted"),
+            Field(label="instruments' faults", get=lambda r: r.faults if _ran(r) else None, unit="1", source="counted"),
         ],
     )
+
+
+def _ran(row: RankRow) -> bool:
+    """Under agprof, as against a rank that is known from an imported trace."""
+    return row.ended != "imported"
+
+
+def _end(row: RankRow) -> Cell:
+    return Cell(row.ended, mark="good" if row.ended == "clean" else "bad" if _ran(row) else "")
 
 
 def own_work(totals: Sequence[tuple[int, float, float]]) -> Table:

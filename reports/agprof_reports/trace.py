@@ -47,13 +47,19 @@ def _time(found: TraceAnswer) -> Part | None:
     if not found.windows:
         return None
     drawn = [device_time(found.windows)]
-    if found.steps:
+    whole = {(row.rank, row.start_ns, row.window_ns) for row in found.windows}
+    lines: tuple[tuple[str, str], ...] = ()
+    if not found.steps and found.definitions == "exact":
+        lines = (("", "No profiler step is in the traces: only the whole window is divided."),)
+    elif all((row.rank, row.start_ns, row.window_ns) in whole for row in found.steps):
+        lines = (("", "Each rank's window is one profiler step."),) if found.steps else ()
+    else:
         drawn.append(device_steps(found.steps))
     return Part(
         key="trace-time",
         title="Where the device's time goes",
         sentence=_time_sentence(found),
-        lines=() if found.steps else (("", "No profiler step is in the traces: only the whole window is divided."),),
+        lines=lines,
         charts=tuple(drawn),
     )
 
@@ -158,7 +164,7 @@ def _groups(found: TraceAnswer) -> Part | None:
     return Part(
         key="trace-groups",
         title="What caused the device's time",
-        sentence=f"Most device time comes from {'; '.join(told)}.",
+        sentence=f"Most device time comes from {'; '.join(told)}." if told else "No single cause is known by name.",
         tables=(trace_tables.groups(found.groups),),
     )
 
@@ -166,7 +172,9 @@ def _groups(found: TraceAnswer) -> Part | None:
 def _largest(by: str, groups: Iterable[KernelGroup]) -> str:
     top = max((group for group in groups if group.by == by), key=lambda group: group.sum_ns, default=None)
     words = {"op": "operator", "module": "module", "phase": "phase"}
-    return f"{words[by]} {_code(top.name)} ({_percent(top.share)})" if top is not None else ""
+    if top is None or (by == "phase" and top.name == "other"):
+        return ""
+    return f"{words[by]} {_code(top.name)} ({_percent(top.share)})"
 
 
 def _launches(found: TraceAnswer) -> Part | None:

@@ -39,6 +39,8 @@ def breakdown(
         fields.append(Field(label="step", get=lambda r: r.step, unit="1"))
     fields.append(Field(label="window", get=lambda r: r.window_ns, unit="ns", source="measured"))
     for name, word in parts.items():
+        if not any(name in parts_of(row) for row in rows):
+            continue
         fields.append(
             Field(label=word, get=lambda r, name=name: parts_of(r).get(name), unit="ns", source="measured")  # type: ignore[misc]
         )
@@ -258,7 +260,7 @@ def path_by_name(path: CriticalPath, most: int = 100) -> Table:
     if len(pieces) > most:
         notes.append(f"The {most} of {len(pieces):,} with the most time.")
     if path.segments_left_out:
-        notes.append(f"{path.segments_left_out:,} pieces, the shortest ones, are left out.")
+        notes.append(f"{path.segments_left_out:,} pieces, the shortest ones, are not in these sums.")
     return table(
         "table-trace-critical-names",
         "Critical path by name",

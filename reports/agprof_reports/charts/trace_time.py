@@ -13,6 +13,7 @@ PARTS = {
     "communication": "exposed communication",
     "memcpy": "exposed copies",
     "memset": "exposed memsets",
+    "other": "busy, by HTA's count",
     "idle-launch": "idle: not launched yet",
     "idle-kernel-wait": "idle: launched, not begun",
     "idle-synchronisation": "idle: host synchronises",
@@ -38,6 +39,7 @@ def parts_of(row: TraceBreakdown) -> dict[str, int]:
         "communication": row.exposed_communication_ns,
         "memcpy": row.exposed_memcpy_ns,
         "memset": row.exposed_memset_ns,
+        **({"other": row.exposed_other_ns} if row.exposed_other_ns else {}),
         **{f"idle-{cause.replace(' ', '-')}": ns for cause, ns in row.idle_by_cause_ns.items()},
     }
 

@@ -96,7 +96,7 @@ def test_the_parts_of_a_bar_add_up_to_the_window(ranks):
 def test_every_cause_of_idle_has_a_colour_and_a_word():
     row = breakdown(random.Random(1), 0, 0)
     assert set(row.idle_by_cause_ns) == set(CAUSES)
-    assert set(parts_of(row)) == set(PARTS)
+    assert {*parts_of(row), "other"} == set(PARTS)  # other is that of HTA
 
 
 def test_parts_that_no_rank_has_take_no_room_in_the_legend():
@@ -336,3 +336,44 @@ def test_a_kernel_row_of_every_class_is_shown():
         for kind, library in kinds
     ]
     assert [row[1] for row in trace_tables.kernels("table", "Kernels", rows).rows] == [kind for kind, _ in kinds]
+
+
+def imported(answers):
+    """As a trace alone gives it: nothing of agprof's own ran."""
+    blank = lambda kpis: tuple(  # noqa: E731
+        replace(kpi, figure=replace(kpi.figure, value=None, low=None, high=None, reason="no optimizer step was seen"))
+        for kpi in kpis
+    )
+    step_time = blank(answers.kpis[:1])[0].figure
+    return replace(
+        answers,
+        identity=replace(answers.identity, status="imported", status_sentence="imported from one Kineto trace"),
+        kpis=blank(answers.kpis),
+        time=replace(answers.time, step_time=step_time),
+        system=replace(answers.system, figures=blank(answers.system.figures), curves=()),
+        ranks=tuple(replace(row, ended="imported", steps=0, last_step=0) for row in answers.ranks),
+    )
+
+
+def test_an_import_has_sentences_in_place_of_dashes_and_zeros():
+    built = page.build(imported(replace(sample_answers(1, 0), trace=sample_trace(1))))
+    assert built.status_mark == ""
+    assert built.kpis == ()
+    assert built.kpis_sentence == (
+        "No figure of a step: no optimizer step was seen. The device trace has figures of its own."
+    )
+    sections = {section.key: section for section in built.sections}
+    assert sections["system"].cards == ()
+    assert sections["ranks"].sentence == "1 rank, known from its trace alone."
+    table = sections["ranks"].tables[0]
+    row = dict(zip((column.label for column in table.columns), table.rows[0], strict=True))
+    assert (row["ended"].text, row["ended"].mark) == ("imported", "")
+    assert (row["last step"], row["instruments' faults"]) == ("–", "–")
+    run.render(imported(replace(sample_answers(1, 0), trace=without_device(sample_trace(1)))))
+
+
+def test_steps_that_are_the_whole_windows_are_not_drawn_twice():
+    answer = sample_trace(2, steps=1)
+    part = parts_by_key(answer)["trace-time"]
+    assert [chart.key for chart in part.charts] == ["trace-ranks"]
+    assert part.lines == (("", "Each rank's window is one profiler step."),)
