@@ -200,7 +200,10 @@ def _recorded_waits(
         )
         .select("device", "stream", "correlation")
         .unique("correlation", keep="first", maintain_order=True)
+        .collect()
     )
+    if not syncs.height:
+        return {}, {}, {}
     told = trace.tables["event_waits"].select("correlation", "waited_stream", "record_correlation")
     told = told.unique("correlation", keep="first", maintain_order=True)
     calls = (
@@ -211,7 +214,8 @@ def _recorded_waits(
     )
     records = calls.rename({"correlation": "record_correlation", "call_ns": "record_ns"})
     rows = (
-        syncs.join(told, on="correlation", how="left", maintain_order="left")
+        syncs.lazy()
+        .join(told, on="correlation", how="left", maintain_order="left")
         .join(calls, on="correlation", how="inner", maintain_order="left")
         .join(records, on="record_correlation", how="left", maintain_order="left")
         .sort("call_ns")
