@@ -53,6 +53,9 @@ def run(
             metavar="KEY=V1,V2",
         ),
     ] = None,
+    nsys: Annotated[
+        bool, typer.Option("--nsys", help="Run each rank under `nsys profile`; the same as --set nsys=true.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launch plan and start nothing.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live display.")] = False,
 ) -> int:
@@ -66,7 +69,7 @@ def run(
     """
     from rich.console import Console
 
-    given = [*(sets or []), *([f"name={name}"] if name is not None else [])]
+    given = [*(["nsys=true"] if nsys else []), *(sets or []), *([f"name={name}"] if name is not None else [])]
     command = context.meta.get(_COMMAND)
     console = Console(highlight=False)
     if sweeps:
@@ -149,7 +152,7 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
     with progress:
         outcome = execute(plan, run_dir, on_tick=progress.tick)
     _print_failure(outcome, run_dir)
-    _report(run_dir, console, plain=plain)
+    _report(run_dir, console, plain=plain, traces=workload.traces)
     return outcome.exit_code
 
 
@@ -183,14 +186,29 @@ def _tail(path: Path, lines: int = 15) -> list[str]:
         return []
 
 
-def _report(run_dir: Path, console: "Console", *, plain: bool) -> None:
-    """Write the report; when that fails, the data is there and the way to try again is printed."""
+def _report(run_dir: Path, console: "Console", *, plain: bool, traces: Sequence[str] = ()) -> None:
+    """Write the report and the traces; when that fails, the data is there and the way to try again is printed."""
     from agprof.cli.report import print_summary, write_report
     from agprof.errors import AgprofError
 
+    answers = None
     try:
         answers = write_report(run_dir, console, plain=plain)
     except AgprofError as error:
         _say(f"the report could not be written: {error}\nthe data is kept: agprof report {run_dir}")
-        return
-    print_summary(answers, run_dir, console)
+    if traces:
+        _export(run_dir, traces)
+    if answers is not None:
+        print_summary(answers, run_dir, console)
+
+
+def _export(run_dir: Path, traces: Sequence[str]) -> None:
+    """Write the formats of `traces:`. Whatever fails is said; the job's exit code stays its own."""
+    from agprof.cli.export import write_exports
+
+    try:
+        failures = write_exports(run_dir, traces)
+    except Exception as error:  # the job is over and its report written: a fault here must not look like the job's
+        failures = [f"{', '.join(traces)} could not be written: {type(error).__name__}: {error}"]
+    for failure in failures:
+        _say(f"{failure}\nthe data is kept: agprof export {run_dir} --format {','.join(traces)}")

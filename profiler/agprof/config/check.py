@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -132,8 +132,10 @@ def _section(
 
 
 def _model_of(word: str, model: type[BaseModel]) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be left out (`Section | None`)."""
     annotation = model.model_fields[word].annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _known_key(word: str, model: type[BaseModel], prefix: str) -> str | None:

@@ -6,8 +6,11 @@ from pathlib import Path
 from agprof.config.problems import MAX_TEXT, OPTION, Problem, config_error, nearest, printable, shown
 from agprof.config.tree import Entry, Items, Leaf, Table, Tree, read_tree, resolve
 
-FREE_SECTIONS = (("launch", "env"), ("args",))
+FREE_SECTIONS = (("launch", "env"), ("args",), ("kernels", "communication"))
 """Mappings whose keys are the user's own. A dot behind them belongs to the key, as in `args.data.root`."""
+
+SWITCHES = (("nsys",),)
+"""Mappings that `true` stands for when no option of theirs is changed."""
 
 TEXT_KEYS = ("name", "description", "module", "script")
 """Keys whose value is text even when it looks like a number: a shell has eaten the quotes that would say so."""
@@ -40,13 +43,21 @@ def _apply(root: Table, item: str, where: str) -> None:
     table = root
     for depth, word in enumerate(path[:-1], start=1):
         entry = table.entries.get(word)
-        if entry is None or (isinstance(entry.tree, Leaf) and entry.tree.value is None):
+        if entry is None or (isinstance(entry.tree, Leaf) and _makes_way(path[:depth], entry.tree)):
             entry = Entry(where, Table(where))
             table.entries[word] = entry
         if not isinstance(entry.tree, Table):
             raise config_error([_no_place(where, ".".join(path[:depth]), entry.tree)], where)
         table = entry.tree
+    held = table.entries.get(path[-1])
+    if path in SWITCHES and isinstance(value, Leaf) and value.value is True and held and isinstance(held.tree, Table):
+        return  # on already, with options of its own
     table.entries[path[-1]] = Entry(where, value)
+
+
+def _makes_way(path: tuple[str, ...], leaf: Leaf) -> bool:
+    """Whether a mapping may take the place of a single value: of none, and of a switch that was turned."""
+    return leaf.value is None or (path in SWITCHES and isinstance(leaf.value, bool))
 
 
 def _path(dotted: str) -> tuple[str, ...]:

@@ -8,17 +8,25 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from agprof.config.kernels import KernelsSection
+from agprof.config.kineto import Kineto
+from agprof.config.nsys import Nsys
+from agprof.config.section import Section as _Section
+from agprof.config.traces import TraceFormat
 from agprof.model.settings import (
     ENV_FOREIGN,
     ENV_HOME,
     ENV_NODE,
+    ENV_NSYS,
+    ENV_NSYS_STARTED,
     ENV_PASS,
     ENV_RANK_PID,
     ENV_RUN_DIR,
     ENV_SETTINGS,
+    ENV_UNDER_NSYS,
 )
 
 RESERVED_ENV = frozenset(
@@ -37,6 +45,9 @@ RESERVED_ENV = frozenset(
         ENV_NODE,
         ENV_FOREIGN,
         ENV_PASS,
+        ENV_NSYS,
+        ENV_NSYS_STARTED,
+        ENV_UNDER_NSYS,
     }
 )
 """Variables that the launcher or agprof itself sets for every rank."""
@@ -122,12 +133,6 @@ Scalar = Text | int | float | bool | None
 ArgValue = Scalar | list[Text | int | float]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 class LaunchSection(_Section):
     """How the ranks are started."""
 
@@ -198,6 +203,14 @@ class Workload(_Section):
     """What is measured inside each rank."""
     monitor: MonitorSection = Field(default_factory=MonitorSection)
     """What is sampled on each node beside the ranks."""
+    kineto: Kineto = None
+    """Record some steps with torch's own profiler: true, or a mapping of options."""
+    nsys: Nsys = None
+    """Run the ranks under `nsys profile`: true, or a mapping of options."""
+    traces: list[TraceFormat] = Field(default_factory=list)
+    """Formats of `agprof export` that are written at the end of the run."""
+    kernels: KernelsSection = Field(default_factory=KernelsSection)
+    """What kernels' names mean, where agprof can't know."""
 
     @model_validator(mode="after")
     def _can_work(self) -> "Workload":
@@ -247,6 +260,8 @@ def _conflicts(workload: Workload) -> Iterator[Conflict]:
         rule = "needs `launch.launcher: deepspeed`; torchrun does not bind cores"
         yield Conflict(("launch.bind_cores", "launch.launcher"), rule)
     yield from _warmup_conflicts(profile)
+    yield from _kineto_conflicts(workload)
+    yield from _nsys_conflicts(workload)
 
 
 def _command_conflicts(workload: Workload) -> Iterator[Conflict]:
@@ -260,9 +275,39 @@ def _command_conflicts(workload: Workload) -> Iterator[Conflict]:
             rule = "has no effect on `command`, which starts its ranks itself; leave it out"
             yield Conflict((f"launch.{key}", "command"), rule)
     yield from _warmup_conflicts(workload.profile)
+    yield from _kineto_conflicts(workload)
+    yield from _nsys_conflicts(workload)
 
 
 def _warmup_conflicts(profile: ProfileSection) -> Iterator[Conflict]:
     if profile.warmup_steps and profile.total_steps and profile.warmup_steps >= profile.total_steps:
         rule = f"leaves no step to measure: `profile.total_steps` is {profile.total_steps}; make it smaller"
         yield Conflict(("profile.warmup_steps", "profile.total_steps"), rule)
+
+
+def _kineto_conflicts(workload: Workload) -> Iterator[Conflict]:
+    kineto, profile = workload.kineto, workload.profile
+    if kineto is None:
+        return
+    if profile.level == "off":
+        rule = "needs the instruments, which `profile.level: off` switches off: they tell torch's profiler its steps"
+        yield Conflict(("kineto", "profile.level"), rule)
+    if workload.nsys is not None:
+        rule = "and `nsys` exclude each other: a GPU hands its activities to one of them; switch one off (null)"
+        yield Conflict(("kineto", "nsys"), rule)
+    step = profile.profile_step
+    if profile.level == "default" and step is not None and kineto.first_step <= step <= kineto.last_step:
+        rule = f"covers step {step}, in which the FLOPs profiler runs; begin later, or change `profile.profile_step`"
+        yield Conflict(("kineto.first_step", "profile.profile_step"), rule)
+
+
+def _nsys_conflicts(workload: Workload) -> Iterator[Conflict]:
+    profile = workload.profile
+    if workload.nsys is None:
+        return
+    if profile.level == "off":
+        rule = "needs the instruments, which `profile.level: off` switches off: they tell nsys what to capture"
+        yield Conflict(("nsys", "profile.level"), rule)
+    elif not profile.nvtx:
+        rule = "needs `profile.nvtx: true`: the ranges are what nsys shows of the steps, and by what it captures"
+        yield Conflict(("nsys", "profile.nvtx"), rule)

@@ -159,6 +159,7 @@ def arm(torch: Any, hooks: ImportHooks, run: Path, rank: int, settings: Instrume
     recorder.guard("exceptions", _watch_exceptions)(recorder)
     _arm_instruments(recorder, torch, hooks)
     _arm_kineto(recorder, torch, run, rank)
+    _arm_nsys(recorder, torch, rank)
     api.attach(recorder)
     recorder.writer.start()
     return recorder
@@ -216,6 +217,8 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         from agprof.instruments.nvtx_ranges import NvtxRanges
 
         ranges = NvtxRanges()
+        if ranges.forced:
+            recorder.fact("nvtx.forced", True)
         recorder.nvtx = ranges if ranges.active else None
 
     def arm_device() -> None:
@@ -310,6 +313,20 @@ def _arm_kineto(recorder: Any, torch: Any, run: Path, rank: int) -> None:
         KinetoCapture(recorder, torch, run, rank, settings).arm()
 
     recorder.guard("kineto", arm_kineto)()
+
+
+def _arm_nsys(recorder: Any, torch: Any, rank: int) -> None:
+    settings = recorder.settings.nsys
+    if settings is None:
+        return
+
+    def arm_nsys() -> None:
+        from agprof.instruments import nsys
+
+        if nsys.is_under_nsys():
+            nsys.NsysCapture(recorder, torch, rank, settings).arm()
+
+    recorder.guard("nsys", arm_nsys)()
 
 
 def disarm(recorder: Any, reason: str) -> None:

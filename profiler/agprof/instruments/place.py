@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import NamedTuple
 
-from agprof.model.settings import ENV_FOREIGN, ENV_RANK_PID, FOREIGN_OPEN
+from agprof.model.settings import (
+    ENV_FOREIGN,
+    ENV_NSYS,
+    ENV_NSYS_STARTED,
+    ENV_PASS,
+    ENV_RANK_PID,
+    ENV_UNDER_NSYS,
+    FOREIGN_OPEN,
+    NsysRun,
+)
 
 # (rank, ranks in all, rank on its node)
 _NAMES = (
@@ -75,7 +84,9 @@ def is_helper(argv: Sequence[str]) -> bool:
 
 
 def start_rank() -> None:
-    """Arm this process: it is the rank that RANK says."""
+    """Arm this process: it is the rank that RANK says. Where ranks run under nsys it first becomes nsys' holder."""
+    place = place_of(os.environ)
+    _go_under_nsys(str(place.rank) if place is not None else _NO_PLACE)
     from agprof.instruments import bootstrap
 
     bootstrap.start()
@@ -90,9 +101,41 @@ def start_foreign() -> None:
         environ[ENV_RANK_PID] = str(os.getpid())
         start_rank()
         return
+    _go_under_nsys(_NO_PLACE)
     from agprof.instruments import bootstrap
 
     bootstrap.start_with_torch()
+
+
+_NO_PLACE = "-"
+_HOLDER = (
+    "import os, sys; sys.path.append(os.environ['AGPROF_HOME']); from agprof.launch import nsys_rank; "
+    "sys.exit(nsys_rank.main(sys.argv[1:]))"
+)
+"""What the process runs as the holder of nsys (`launch.nsys_rank`), which starts this program again below nsys."""
+
+
+def _go_under_nsys(rank: str) -> None:
+    """Become the holder of nsys, where this rank is to run under it and does not yet: then it does not return."""
+    environ = os.environ
+    if ENV_NSYS not in environ:
+        return
+    started = environ.pop(ENV_NSYS_STARTED, None)
+    if started is not None:
+        with open(started, "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write(f"{os.getpid()}\n")
+    if ENV_UNDER_NSYS in environ:
+        return
+    try:
+        if not NsysRun.from_json(environ[ENV_NSYS]).includes(0 if rank == _NO_PLACE else int(rank)):
+            return
+        environment = {**environ, ENV_PASS: "1"}
+        environment.pop(ENV_RANK_PID, None)
+        words = [sys.executable, "-P", "-c", _HOLDER, rank, *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, environment)
+    except Exception as error:
+        # The job matters more than its report.
+        sys.stderr.write(f"agprof: this rank runs without nsys: {type(error).__name__}: {error}\n")
 
 
 def may_be_rank(environ: Mapping[str, str]) -> bool:

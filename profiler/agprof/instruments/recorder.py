@@ -94,6 +94,8 @@ class Recorder:
         """Set by an expensive instrument: the step in progress is left out of statistics."""
         self.on_phase_end: list[Callable[[str, int], None]] = []
         """Called with (phase, time_ns) when an outermost phase ends."""
+        self.on_step_border: list[Callable[[int], None]] = []
+        """Called with the number of the step that just ended, before the next begins."""
         self.on_step_end: list[Callable[[int], None]] = []
         """Called with the number of the step that just ended."""
         self.on_finish: list[tuple[str, Callable[[], None]]] = []
@@ -242,6 +244,12 @@ class Recorder:
     def end_step(self) -> None:
         """An optimizer update ended. Counts given after the last backward belong to this step still."""
         now = self.clock()
+        ended = self.step
+        # First of all, or the ranges' border would stand later than that of the rows.
+        self._end_step_range()
+        for callback in self.on_step_border:
+            callback(ended)
+        self._start_step_range(ended + 1)
         start_ns = now if self._step_start_ns is None else self._step_start_ns
         for index, value in enumerate(self._micro_counts):
             if value is not None:
@@ -249,24 +257,26 @@ class Recorder:
         samples, tokens = self._counts
         row = (self.step, start_ns, now, self.micro_step, None, samples, tokens, self.profiled)
         self._emit("steps", row, 4, self._losses)
-        ended = self.step
-        self._end_step_range()
         self.step += 1
         self.micro_step = 0
         self.profiled = False
         self._losses = []
         self._counts = [None, None]
         self._micro_counts = [None, None]
-        self._begin_step(now)
+        self._step_start_ns = now
+        self._micro_start_ns = now
         for callback in self.on_step_end:
             callback(ended)
 
     def _begin_step(self, now: int) -> None:
         self._step_start_ns = now
         self._micro_start_ns = now
+        self._start_step_range(self.step)
+
+    def _start_step_range(self, step: int) -> None:
         if self.nvtx is not None:
             try:
-                self._step_token = self.nvtx.start_step(self.step)
+                self._step_token = self.nvtx.start_step(step)
             except Exception as error:
                 self._lose_nvtx("start", error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agprof.launch.processes import signal_name
-from agprof.model.settings import ENV_RUN_DIR
+from agprof.model.settings import ENV_NSYS, ENV_RUN_DIR, NSYS_GRACE_S
 from agprof.store.layout import FAILURES
 
 STOP_TIMEOUT_S = 5
@@ -46,9 +46,10 @@ def _describe(code: int) -> str:
 
 def _shorten_stop(api: Any) -> None:
     original = api.PContext.close
+    longest = STOP_TIMEOUT_S + (NSYS_GRACE_S if ENV_NSYS in os.environ else 0)
 
-    def close(self: Any, death_sig: Any = None, timeout: int = STOP_TIMEOUT_S) -> None:
-        original(self, death_sig, min(timeout, STOP_TIMEOUT_S))
+    def close(self: Any, death_sig: Any = None, timeout: int = longest) -> None:
+        original(self, death_sig, min(timeout, longest))
 
     api.PContext.close = close
 

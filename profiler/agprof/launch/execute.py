@@ -25,10 +25,11 @@ from agprof.errors import LaunchError
 from agprof.launch import guard, processes, shm
 from agprof.launch.folder import write_json
 from agprof.launch.judge import Observed, SeenRank, judge
+from agprof.launch.nsys import is_undecided, nsys_notes, stands_above
 from agprof.launch.plan import COMMAND, LaunchPlan
 from agprof.launch.streams import AnnouncedRanks, no_rank_note
 from agprof.model.outcome import Outcome
-from agprof.model.settings import ENV_PASS, ENV_RUN_DIR, ENV_SETTINGS
+from agprof.model.settings import ENV_PASS, ENV_RUN_DIR, ENV_SETTINGS, NSYS_GRACE_S
 from agprof.store import layout
 
 TICK_S = 0.25
@@ -52,6 +53,10 @@ class Deadlines:
     sampler_s: float = 5.0
     """For the sampler to write what it has."""
 
+    def with_more(self, seconds: float) -> "Deadlines":
+        """The same for a job that has something to write at its end."""
+        return replace(self, failure_s=self.failure_s + seconds, interrupt_s=self.interrupt_s + seconds)
+
 
 def execute(
     plan: LaunchPlan,
@@ -67,6 +72,8 @@ def execute(
     when nothing could be started.
     """
     deadlines = deadlines or Deadlines()
+    if plan.nsys is not None:
+        deadlines = deadlines.with_more(NSYS_GRACE_S)
     started_ns = time.time_ns()
     buffers = shm.buffers()
     with ExitStack() as stack:
@@ -82,7 +89,7 @@ def execute(
         tick_problem = _tick_until_ended(supervisor, on_tick)
         job.end_at_once()
         sampler_code = sampler.end(deadlines.sampler_s)
-        notes = [*supervisor.notes, *sampler.notes]
+        notes = [*plan.shortfall, *supervisor.notes, *sampler.notes]
         if supervisor.problem is not None:
             raise supervisor.problem
     if tick_problem is not None:
@@ -91,6 +98,7 @@ def execute(
     removed = shm.remove_left_behind(buffers, master_ports=ports)
     if plan.launcher == COMMAND and ENV_SETTINGS in plan.env:
         notes.extend(no_rank_note(run_dir))
+    notes.extend(nsys_notes(run_dir))
     verdict = judge(supervisor.observed(), run_dir, launcher=plan.launcher)
     outcome = Outcome(
         exit_code=verdict.exit_code,
@@ -400,12 +408,12 @@ class _Supervisor(threading.Thread):
                 continue
             variables = processes.environment(pid)
             fields = processes.stat_fields(pid)
-            if fields is None or not variables.get("RANK", "").isdigit():
+            if fields is None or not variables.get("RANK", "").isdigit() or is_undecided(variables):
                 continue
             parent = int(fields[1])
             # Below the guard itself stands the launcher, which has no RANK, or an orphan that a rank let go and the
             # guard adopted. Only a foreign command may be a rank of its own.
-            if not self._foreign if parent == self._job.pid else "RANK" in processes.environment(parent):
+            if not self._foreign if parent == self._job.pid else stands_above(processes.environment(parent)):
                 continue
             self._found(int(variables["RANK"]), variables.get("LOCAL_RANK", ""), pid)
             if self._foreign:

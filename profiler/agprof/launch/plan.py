@@ -6,17 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agprof.config.workload import Workload
+from agprof.launch.nsys import NsysHere, nsys_run, nsys_settings
 from agprof.launch.redact import redact_argv, redact_value
 from agprof.model.settings import (
     ENV_FOREIGN,
     ENV_HOME,
     ENV_NODE,
+    ENV_NSYS,
+    ENV_NSYS_STARTED,
     ENV_PASS,
     ENV_RANK_PID,
     ENV_RUN_DIR,
     ENV_SETTINGS,
+    ENV_UNDER_NSYS,
     FOREIGN_OPEN,
     InstrumentSettings,
+    KinetoSettings,
+    NsysRun,
 )
 
 COMMAND = "command"
@@ -32,7 +38,12 @@ BOOTSTRAP_PATH = _PACKAGE / "instruments" / "bootstrap_path"
 
 # What a launcher around agprof may have left; our own launcher sets them anew, and the bootstrap takes a process that
 # has RANK for a rank.
-_OWN = frozenset({ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME, ENV_FOREIGN, ENV_PASS})
+_OWN = frozenset(
+    {
+        ENV_RANK_PID, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, ENV_HOME, ENV_FOREIGN, ENV_PASS, ENV_NSYS, ENV_UNDER_NSYS,
+        ENV_NSYS_STARTED,
+    }
+)  # fmt: skip
 _OF_RANKS = _OWN | frozenset(
     {
         "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
@@ -65,6 +76,10 @@ class LaunchPlan:
     master_port: int | None
     """None where a command chooses it."""
     sampler_argv: tuple[str, ...] | None
+    nsys: NsysRun | None = None
+    """How each rank is put under nsys; None: it is not."""
+    shortfall: tuple[str, ...] = ()
+    """What was asked for and is not to be had here; the run's outcome says it too."""
     notes: tuple[str, ...] = ()
 
     def without_ds_ops(self) -> "LaunchPlan":
@@ -99,24 +114,26 @@ def plan_launch(
     cwd: Path | None = None,
     extensions_dir: Path | None = None,
     same_environment: bool = True,
+    nsys: NsysHere | None = None,
 ) -> LaunchPlan:
     """Plan the launch of `workload` on this node.
 
     `base_dir` is the folder that `script` is relative to; `python` the interpreter of launcher and ranks;
     `extensions_dir` the cache of compiled DeepSpeed ops, used unless the user set TORCH_EXTENSIONS_DIR.
     `same_environment`: a command's program lies beside `python`, so that what holds for the one holds for the other.
+    `nsys` is the nsys that `workload.nsys` asks for; None: the ranks run without it.
     """
     if workload.command is not None:
         return _plan_command(
             workload, run_dir=run_dir, environ=environ, python=python, cwd=cwd,
-            extensions_dir=extensions_dir, same_environment=same_environment,
+            extensions_dir=extensions_dir, same_environment=same_environment, nsys=nsys,
         )  # fmt: skip
     ranks = workload.launch.ranks_per_node
     notes: list[str] = []
     env = _environment(workload, environ, python=python, cores=cores, notes=notes)
     env[ENV_RUN_DIR] = str(run_dir)
     if workload.profile.level != "off":
-        env.update(_instruments(workload, env))
+        env.update(_instruments(workload, env, nsys))
     if extensions_dir is not None:
         env.setdefault("TORCH_EXTENSIONS_DIR", str(extensions_dir))
     if workload.launch.bind_cores:
@@ -130,6 +147,7 @@ def plan_launch(
         ranks=ranks,
         master_port=master_port,
         sampler_argv=_sampler(workload, run_dir, python),
+        nsys=_nsys(workload, nsys),
         notes=tuple(notes),
     )
 
@@ -143,12 +161,13 @@ def _plan_command(
     cwd: Path | None,
     extensions_dir: Path | None,
     same_environment: bool,
+    nsys: NsysHere | None,
 ) -> LaunchPlan:
     """A command runs as it stands: nothing of its environment is taken away, and only what measuring needs is added."""
     env = {name: value for name, value in {**environ, **workload.launch.env}.items() if name not in _OWN}
     env[ENV_RUN_DIR] = str(run_dir)
     if workload.profile.level != "off":
-        env.update(_instruments(workload, env))
+        env.update(_instruments(workload, env, nsys))
         env[ENV_FOREIGN] = FOREIGN_OPEN
     if same_environment:
         env["PATH"] = _path_with(python, env)
@@ -164,6 +183,7 @@ def _plan_command(
         ranks=None,
         master_port=None,
         sampler_argv=_sampler(workload, run_dir, python),
+        nsys=_nsys(workload, nsys),
     )
 
 
@@ -176,6 +196,9 @@ def describe(plan: LaunchPlan) -> list[str]:
     lines.append(f"command   {shlex.join(redact_argv(plan.argv))}")
     if plan.sampler_argv is not None:
         lines.append(f"sampler   {shlex.join(plan.sampler_argv)}")
+    if plan.nsys is not None:
+        which = "every rank" if plan.nsys.ranks is None else f"rank {', '.join(map(str, plan.nsys.ranks))}"
+        lines.append(f"nsys      {shlex.join(plan.nsys.arguments)} ...   around {which}")
     lines.append("environment of every rank, as agprof changes it:")
     for name, value in sorted(plan.env_added.items()):
         lines.append(f"  unset {name}" if value is None else f"  {name}={redact_value(name, value)}")
@@ -183,7 +206,7 @@ def describe(plan: LaunchPlan) -> list[str]:
         lines.append("environment of each rank, as its launcher sets it:")
     for rank in range(plan.ranks or 0):
         lines.append("  " + " ".join(f"{name}={value}" for name, value in plan.rank_environment(rank).items()))
-    lines.extend(f"note: {note}" for note in plan.notes)
+    lines.extend(f"note: {note}" for note in (*plan.notes, *plan.shortfall))
     return lines
 
 
@@ -211,7 +234,11 @@ def _path_with(python: str, env: Mapping[str, str]) -> str:
     return ":".join([folder, *(entry for entry in env.get("PATH", "").split(":") if entry and entry != folder)])
 
 
-def _instruments(workload: Workload, env: Mapping[str, str]) -> dict[str, str]:
+def _nsys(workload: Workload, here: NsysHere | None) -> NsysRun | None:
+    return nsys_run(workload, here) if workload.nsys is not None and here is not None else None
+
+
+def _instruments(workload: Workload, env: Mapping[str, str], nsys: NsysHere | None) -> dict[str, str]:
     profile = workload.profile
     settings = InstrumentSettings(
         level=profile.level,
@@ -219,6 +246,8 @@ def _instruments(workload: Workload, env: Mapping[str, str]) -> dict[str, str]:
         nvtx=profile.nvtx,
         flight_recorder=profile.flight_recorder,
         total_steps=profile.total_steps,
+        kineto=_kineto(workload),
+        nsys=nsys_settings(workload, gpu=nsys.gpu) if nsys is not None else None,
     )
     users_path = [entry for entry in env.get("PYTHONPATH", "").split(":") if entry and Path(entry) != BOOTSTRAP_PATH]
     added = {
@@ -227,10 +256,28 @@ def _instruments(workload: Workload, env: Mapping[str, str]) -> dict[str, str]:
         ENV_NODE: "0",
         "PYTHONPATH": ":".join([str(BOOTSTRAP_PATH), *users_path]),
     }
+    under = _nsys(workload, nsys)
+    if under is not None:
+        added[ENV_NSYS] = under.to_json()
     recorder_set = "TORCH_FR_BUFFER_SIZE" in env or "TORCH_NCCL_TRACE_BUFFER_SIZE" in env
     if profile.level == "default" and profile.flight_recorder and not recorder_set:
         added["TORCH_FR_BUFFER_SIZE"] = str(FLIGHT_RECORDER_ENTRIES)
     return added
+
+
+def _kineto(workload: Workload) -> KinetoSettings | None:
+    kineto = workload.kineto
+    if kineto is None:
+        return None
+    return KinetoSettings(
+        first_step=kineto.first_step,
+        warmup=kineto.warmup,
+        active=kineto.active,
+        ranks=tuple(kineto.ranks),
+        shapes=kineto.shapes,
+        stacks=kineto.stacks,
+        memory=kineto.memory,
+    )
 
 
 def _argv(workload: Workload, base_dir: Path, python: str, master_port: int) -> tuple[str, ...]:

@@ -4,11 +4,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from agprof.config.workload import Workload
 from agprof.errors import LaunchError
 from agprof.launch import host, ops
+from agprof.launch.nsight import HOW_TO_GET, find_nsys
+from agprof.launch.nsys import NsysHere, sees_gpu
 from agprof.launch.plan import LaunchPlan, plan_launch
 
 
@@ -33,6 +36,7 @@ def prepare(
         raise LaunchError("`launch.launcher: deepspeed` needs the package deepspeed beside agprof; it is not installed")
     folder = host.extensions_dir(os.environ)
     program = _program(workload.command[0], workload) if workload.command is not None else None
+    nsys = _find_nsys(workload)
     plan = plan_launch(
         workload,
         run_dir=run_dir,
@@ -43,7 +47,12 @@ def prepare(
         master_port=workload.launch.master_port or host.free_port(),
         extensions_dir=folder,
         same_environment=program is None or program.parent == Path(sys.executable).absolute().parent,
+        nsys=nsys,
     )
+    if workload.nsys is not None and nsys is None:
+        plan = replace(plan, shortfall=(f"nsys was not found, and the ranks run without it: {HOW_TO_GET}",))
+        if build_ops:
+            say(f"note: {plan.shortfall[0]}")
     if workload.launch.bind_cores and not ops.has_program("numactl", plan.env):
         raise LaunchError("`launch.bind_cores` needs numactl on PATH; install the package numactl or leave it out")
     if not build_ops:
@@ -58,6 +67,17 @@ def prepare(
     for note in ready.notes:
         say(note)
     return plan.without_ds_ops() if ready.no_ds_ops else plan
+
+
+def _find_nsys(workload: Workload) -> NsysHere | None:
+    """The nsys that the workload asks for; None when it asks for none, or there is none."""
+    if workload.nsys is None:
+        return None
+    environ = {**os.environ, **workload.launch.env}
+    program = find_nsys(environ)
+    if program is None:
+        return None
+    return NsysHere(program=program.absolute(), gpu=sees_gpu(host.has_gpu(), environ))
 
 
 def _program(word: str, workload: Workload) -> Path:

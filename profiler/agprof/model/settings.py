@@ -18,6 +18,18 @@ one is; then its process id, so that its children stay unarmed."""
 FOREIGN_OPEN = "open"
 ENV_PASS = "AGPROF_PASS"
 """The one process that is given it is none of the job's; it takes it out of its environment."""
+ENV_NSYS = "AGPROF_NSYS_RUN"
+"""How a rank is put under nsys: `NsysRun` as JSON. The bootstrap of a rank obeys it."""
+ENV_UNDER_NSYS = "AGPROF_UNDER_NSYS"
+"""Set below the process that holds nsys for a rank: UNDER_NSYS in the rank itself and its children, NSYS_HOLDER in
+what stands above it, NSYS_FAILED in a rank that runs without nsys because nsys did not start it."""
+ENV_NSYS_STARTED = "AGPROF_NSYS_STARTED"
+"""The file in which a rank under nsys leaves its process id for its holder; it takes it out of its environment."""
+UNDER_NSYS = "rank"
+NSYS_GRACE_S = 15
+"""Seconds more that a job under nsys may take to end, for the reports, when a rank failed or somebody interrupted."""
+NSYS_HOLDER = "holder"
+NSYS_FAILED = "failed"
 
 Level = Literal["off", "light", "default"]
 
@@ -44,6 +56,50 @@ class KinetoSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NsysSettings:
+    """Which steps a rank under nsys has captured, and by what nsys is told."""
+
+    by: Literal["nvtx", "cuda", "whole"] = "nvtx"
+    """nvtx: a range of ours; cuda: cudaProfilerStart and -Stop; whole: nobody tells, everything is captured."""
+    first_step: int = 5
+    steps: int = 3
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is captured."""
+        return self.first_step + self.steps - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NsysRun:
+    """How the holder of a rank runs `nsys profile`."""
+
+    arguments: tuple[str, ...]
+    """nsys, `profile` and its options, without output and program."""
+    ranks: tuple[int, ...] | None
+    """Ranks that run under nsys; None: every one."""
+    timeout_s: float
+    """Seconds from the end of the rank to the end of nsys."""
+
+    def includes(self, rank: int) -> bool:
+        return self.ranks is None or rank in self.ranks
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> "NsysRun":
+        """Read what `to_json` wrote. Raises ValueError, TypeError or KeyError on anything else."""
+        values = json.loads(text)
+        ranks = values["ranks"]
+        return NsysRun(
+            arguments=tuple(values["arguments"]),
+            ranks=None if ranks is None else tuple(ranks),
+            timeout_s=float(values["timeout_s"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstrumentSettings:
     """Settings of the instruments. The defaults are those of a run with `profile:` left out."""
 
@@ -59,6 +115,8 @@ class InstrumentSettings:
     """Optimizer steps the job will run, when known: for the ETA only."""
     kineto: KinetoSettings | None = None
     """None: no Kineto trace."""
+    nsys: NsysSettings | None = None
+    """None: no nsys."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -70,4 +128,6 @@ class InstrumentSettings:
         if values.get("kineto") is not None:
             kineto = values["kineto"]
             values["kineto"] = KinetoSettings(**{**kineto, "ranks": tuple(kineto["ranks"])})
+        if values.get("nsys") is not None:
+            values["nsys"] = NsysSettings(**values["nsys"])
         return InstrumentSettings(**values)

@@ -34,6 +34,8 @@ SUFFIX = ".agp"
 TRACES = "traces"
 TRACE_META = "trace.json"
 EXPORTS = "exports"
+NSYS = "nsys"
+"""Reports of nsys, one per rank, when the ranks ran under it."""
 KINETO = "kineto"
 
 

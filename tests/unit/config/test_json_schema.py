@@ -12,8 +12,9 @@ def properties() -> dict[str, Any]:
     schema = json_schema()
     found = {}
     for key, value in schema["properties"].items():
-        if "$ref" in value:
-            section = schema["$defs"][value["$ref"].rpartition("/")[2]]
+        references = [way["$ref"] for way in (value, *value.get("anyOf", ())) if "$ref" in way]
+        if references:
+            section = schema["$defs"][references[0].rpartition("/")[2]]
             found |= {f"{key}.{inner}": described for inner, described in section["properties"].items()}
         else:
             found[key] = value

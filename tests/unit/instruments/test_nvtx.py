@@ -92,9 +92,9 @@ class Domain:
         self.names = set()
         self.started = []
 
-    def get_event_attributes(self, message, color):
+    def get_event_attributes(self, message, color, payload=None):
         self.names.add(message)
-        return message
+        return message, payload
 
     def push_range(self, attributes):
         self.depth += 1
@@ -102,8 +102,8 @@ class Domain:
     def pop_range(self):
         self.depth -= 1
 
-    def start_range(self, message, color, payload):
-        self.names.add(message)
+    def start_range(self, attributes):
+        message, payload = attributes
         self.started.append((message, payload))
         self.open.add(payload)
         return payload

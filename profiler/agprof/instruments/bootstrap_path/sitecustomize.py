@@ -27,6 +27,8 @@ def _arm() -> None:
     environ = os.environ
     if environ.pop("AGPROF_PASS", None) is not None or "AGPROF_RUN_DIR" not in environ:
         return
+    if environ.get("AGPROF_UNDER_NSYS") == "holder":
+        return  # a helper of nsys, above the rank
     foreign = "AGPROF_FOREIGN" in environ
     if "RANK" not in environ and not foreign:
         return
