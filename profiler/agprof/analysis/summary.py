@@ -11,7 +11,7 @@ _FINDINGS = 3
 
 
 def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
-    """Name, steps, median step, verdict, up to three findings with savings and a bar of the step's phases.
+    """Name, steps, median step, verdict, the device's time, up to three findings with savings, a bar of the phases.
 
     No line is wider than `width` (at least 40), and none holds a control character.
     """
@@ -23,12 +23,12 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
         _cut(f"{_ranks(answers)}{f', {where}' if where else ''}", width),
         _cut(f"median step {format_figure(time.step_time)}{_left_out(answers)}", width),
         *_wrap(answers.verdict.headline, width, 2),
+        *(_cut(line, width) for line in _device(answers)),
         *(_finding(finding, width) for finding in answers.findings[:_FINDINGS]),
-        *_bar(answers, width),
     ]
     if not answers.findings:
-        lines.insert(-1, _cut("nothing found to change", width))
-    return lines
+        lines.append(_cut("nothing found to change", width))
+    return [*lines, *_bar(answers, width)]
 
 
 def _clean(text: str) -> str:
@@ -52,6 +52,21 @@ def _ranks(answers: RunAnswers) -> str:
     if expected is not None and expected != present:
         return f"{present} of {expected} rank{plural}"
     return f"{present} rank{plural}"
+
+
+def _device(answers: RunAnswers) -> list[str]:
+    """Where the devices' time goes, over all ranks, when a trace tells: `device: compute 36 %, ..., idle 42 %`."""
+    windows = answers.trace.windows if answers.trace is not None else ()
+    whole = sum(row.window_ns for row in windows)
+    if not whole:
+        return []
+    sums = {
+        "compute": sum(row.compute_ns for row in windows),
+        "exposed communication": sum(row.exposed_communication_ns for row in windows),
+        "copies": sum(row.exposed_memcpy_ns + row.exposed_memset_ns for row in windows),
+        "idle": sum(row.idle_ns for row in windows),
+    }
+    return [f"device: {', '.join(f'{name} {percent(ns / whole)}' for name, ns in sums.items() if ns)}"]
 
 
 def _left_out(answers: RunAnswers) -> str:

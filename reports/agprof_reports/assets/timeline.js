@@ -305,7 +305,8 @@
       pen.textBaseline = "middle";
       pen.fillStyle = looks.muted;
       rows.forEach((lane, i) => {
-        if (lane.named) pen.fillText(fitted(pen, lane.label, gutter - 10), 0, lane.top + lane.height / 2 + 0.5);
+        const short = width < 520 ? lane.label.replace(/^thread /, "") : lane.label;
+        if (lane.named) pen.fillText(fitted(pen, short, gutter - 10), 0, lane.top + lane.height / 2 + 0.5);
         if (i && rows[i - 1].group !== lane.group) {
           pen.fillStyle = looks.line;
           pen.fillRect(0, lane.top - GROUP_GAP / 2, width, 1);

@@ -110,7 +110,8 @@ def colour_of(kind: str) -> str:
 def _legend(kinds: Sequence[str]) -> tuple[tuple[str, str], ...]:
     order = [*KINDS, "idle"]
     there = {_PATH_KINDS.get(kind, kind) for kind in kinds}
-    return tuple((colour_of(kind), KINDS.get(kind, kind)) for kind in order if kind in there)
+    words = {**KINDS, "other": "host, other"} if "host" in kinds else KINDS
+    return tuple((colour_of(kind), words.get(kind, kind)) for kind in order if kind in there)
 
 
 T = TypeVar("T")
