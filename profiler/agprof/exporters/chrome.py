@@ -14,7 +14,7 @@ import polars as pl
 from agprof.exporters.clocks import Clocks, clocks, first_ns
 from agprof.exporters.gzip_parts import GzipParts, part
 from agprof.exporters.json_text import microseconds, number, quoted
-from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes
+from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
 from agprof.exporters.tracks import Process, Scene, Tracks
 from agprof.exporters.tracks_run import host_process
 from agprof.model.version import __version__
@@ -93,11 +93,9 @@ def _tail(process: Process | None) -> str:
 
 def _write(scene: Scene, base_ns: int, files: tuple[GzipParts, ...]) -> None:
     """Write a scene into all files; what is derived for the eye into the first, the viewers', alone."""
-    for frame in scene.slices:
-        for rows in chunks(frame):
+    for slices in scene.slices:
+        for rows in slice_chunks(slices):
             _write_lines(_slice_lines(rows, base_ns), files)
-    for frame in scene.slices:
-        for rows in chunks(frame):
             _write_lines(_flow_lines(rows, base_ns), files)
     for frame in scene.instants:
         for rows in chunks(frame):

@@ -11,8 +11,8 @@ from agprof.exporters import perfetto_packets as packets
 from agprof.exporters.clocks import clocks, first_ns
 from agprof.exporters.perfetto_packets import EventType
 from agprof.exporters.protobuf import varint, varints
-from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes
-from agprof.exporters.tracks import Scene, Tracks
+from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
+from agprof.exporters.tracks import Scene, Slices, Tracks
 from agprof.store.reader import Run
 
 FILE = "trace.perfetto-trace"
@@ -60,8 +60,8 @@ class _Writer:
     def scene(self, scene: Scene) -> None:
         """Raises OSError."""
         self._describe()
-        for frame in scene.slices:
-            self._slices(frame)
+        for slices in scene.slices:
+            self._slices(slices)
         for frame in scene.instants:
             for rows in chunks(frame):
                 self.file.write(b"".join(self._instants(rows)))
@@ -88,35 +88,39 @@ class _Writer:
             self.file.write(packets.names(kind, self.interned[key], text))
         return self.interned[key]
 
-    def _slices(self, frame: pl.DataFrame) -> None:
+    def _slices(self, slices: Slices) -> None:
         """Begins and ends. Of those at one time on one track, ends come before begins, as viewers need it."""
-        open_ends: dict[int, list[int]] = {}
-        for rows in chunks(frame):
+        open_ends: dict[int, list[tuple[int, bytes]]] = {}
+        for rows in slice_chunks(slices):
             self.file.write(b"".join(self._begins(rows, open_ends)))
-        for tid, ends in open_ends.items():
-            body = packets.event(EventType.END, _TRACK_UUIDS + tid)
-            self.file.write(b"".join(self._at(end, body) for end in reversed(ends)))
+        for ends in open_ends.values():
+            self.file.write(b"".join(packet for _, packet in reversed(ends)))
 
-    def _begins(self, rows: pl.DataFrame, open_ends: dict[int, list[int]]) -> Iterator[bytes]:
-        times = varints((rows["start_ns"] - self.origin_ns).to_numpy())
-        bodies: dict[tuple[int, str, str], bytes] = {}
+    def _begins(self, rows: pl.DataFrame, open_ends: dict[int, list[tuple[int, bytes]]]) -> Iterator[bytes]:
+        starts = rows["start_ns"] - self.origin_ns
+        begin_times, end_times = varints(starts.to_numpy()), varints((starts + rows["duration_ns"]).to_numpy())
+        begins: dict[tuple[int, str, str], bytes] = {}
+        ends: dict[int, bytes] = {}
         columns = ("tid", "start_ns", "duration_ns", "category", "name", "args", "flow_out", "flow_in")
-        for time, row in zip(times, rows.select(columns).iter_rows(), strict=True):
+        for begin, end, row in zip(begin_times, end_times, rows.select(columns).iter_rows(), strict=True):
             tid, start, duration, category, name, args, flow_out, flow_in = row
-            ends = open_ends.setdefault(tid, [])
-            while ends and ends[-1] <= start:
-                yield self._at(ends.pop(), packets.event(EventType.END, _TRACK_UUIDS + tid))
-            ends.append(start + duration)
+            if tid not in ends:
+                ends[tid] = packets.event(EventType.END, _TRACK_UUIDS + tid)
+                open_ends.setdefault(tid, [])
+            still_open = open_ends[tid]
+            while still_open and still_open[-1][0] <= start:
+                yield still_open.pop()[1]
+            still_open.append((start + duration, packets.packet(end, ends[tid])))
             key = (tid, category, name)
-            body = bodies.get(key)
+            body = begins.get(key)
             if body is None:
                 iids = self._iid(_CATEGORY, category), self._iid(_NAME, name)
-                body = bodies[key] = packets.event(EventType.BEGIN, _TRACK_UUIDS + tid, *iids)
+                body = begins[key] = packets.event(EventType.BEGIN, _TRACK_UUIDS + tid, *iids)
             if flow_out is not None:
                 body += packets.flow(flow_out, ends=False)
             if flow_in is not None:
                 body += packets.flow(flow_in, ends=True)
-            yield packets.packet(time, body + packets.arguments(args) if args else body)
+            yield packets.packet(begin, body + packets.arguments(args) if args else body)
 
     def _instants(self, rows: pl.DataFrame) -> Iterator[bytes]:
         for tid, time, category, name, args in rows.select("tid", "time_ns", "category", "name", "args").iter_rows():

@@ -60,9 +60,14 @@ def event(kind: EventType, uuid: int, category: int = 0, name: int = 0) -> bytes
     return body + (pb.integer(3, category) if category else b"") + (pb.integer(10, name) if name else b"")
 
 
+_ARGUMENTS = pb.text(10, "args") + pb.varint(9 << 3 | 2)
+
+
 def arguments(members: str) -> bytes:
     """A TrackEvent's debug annotation `args` from the members of a JSON object."""
-    return pb.data(4, pb.text(10, "args") + pb.text(9, "{" + members + "}"))
+    json = b"{%b}" % members.encode()
+    body = _ARGUMENTS + pb.varint(len(json)) + json
+    return b"\x22" + pb.varint(len(body)) + body
 
 
 def flow(number: int, *, ends: bool) -> bytes:
@@ -74,10 +79,11 @@ def value(number: float) -> bytes:
     return pb.double(44, number)
 
 
-_TRACK_EVENT = pb.varint(11 << 3 | 2)
+_NEEDS_NAMES_AND_EVENT = _NEEDS_NAMES + pb.varint(11 << 3 | 2)
 _TIMESTAMP = pb.varint(8 << 3)
 
 
 def packet(time: bytes, body: bytes) -> bytes:
     """A packet with a TrackEvent; `time` is the varint of its nanoseconds."""
-    return pb.data(1, _TIMESTAMP + time + _NEEDS_NAMES + _TRACK_EVENT + pb.varint(len(body)) + body)
+    whole = _TIMESTAMP + time + _NEEDS_NAMES_AND_EVENT + pb.varint(len(body)) + body
+    return b"\x0a" + pb.varint(len(whole)) + whole

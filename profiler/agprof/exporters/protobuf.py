@@ -19,12 +19,20 @@ def varint(value: int) -> bytes:
     >>> varint(300).hex()
     'ac02'
     """
+    return _SMALL[value] if value < len(_SMALL) else _varint(value)
+
+
+def _varint(value: int) -> bytes:
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
         value >>= 7
     found.append(value)
     return bytes(found)
+
+
+_SMALL = tuple(_varint(value) for value in range(4096))
+"""Lengths of messages, mostly."""
 
 
 def varints(values: npt.NDArray[np.int64]) -> list[bytes]:

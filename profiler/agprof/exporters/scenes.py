@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from agprof.exporters.clocks import Clocks
-from agprof.exporters.tracks import Scene, Tracks
+from agprof.exporters.tracks import Scene, Slices, Tracks, longest
 from agprof.exporters.tracks_device import trace_scene
 from agprof.exporters.tracks_run import node_scene, rank_scene
 from agprof.model.tables import TABLES
@@ -37,9 +37,17 @@ def node_scenes(run: Run, clocks: Clocks, tracks: Tracks) -> Iterator[Scene]:
 
 
 def chunks(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The frame in pieces whose text takes some megabytes, also where names are a megabyte long."""
-    if frame.is_empty():
-        return
-    texts = [name for name in ("name", "args") if name in frame.columns]
-    longest = sum(frame[name].str.len_bytes().max() or 0 for name in texts)  # type: ignore[misc]
-    yield from frame.iter_slices(max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (200 + longest))))
+    """Instants or counters in pieces whose text takes some megabytes."""
+    if not frame.is_empty():
+        yield from frame.iter_slices(_rows(longest(frame)))
+
+
+def slice_chunks(slices: Slices) -> Iterator[pl.DataFrame]:
+    """Slices, finished, in pieces whose text takes some megabytes, also where names are a megabyte long."""
+    if not slices.frame.is_empty():
+        for rows in slices.frame.iter_slices(_rows(slices.longest)):
+            yield slices.finish(rows)
+
+
+def _rows(longest_text: int) -> int:
+    return max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (200 + longest_text)))

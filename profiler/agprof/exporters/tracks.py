@@ -49,12 +49,22 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slices:
+    """Placed slices. Those of a track nest or are disjoint and are sorted by start, then longest first."""
+
+    frame: pl.DataFrame
+    finish: Callable[[pl.DataFrame], pl.DataFrame]
+    """Turns some rows into those with the columns SLICE_COLUMNS: texts take more memory than everything else."""
+    longest: int
+    """Bytes of the longest text that `finish` may put into a row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """All events of one rank or node. Each list holds frames that are drawn one after the other."""
+    """All events of one rank or node. Each list holds what is drawn one after the other."""
 
     rank: int | None
-    slices: Sequence[pl.DataFrame] = ()
-    """Columns SLICE_COLUMNS; those of a track nest or are disjoint and are sorted by start, then longest first."""
+    slices: Sequence[Slices] = ()
     instants: Sequence[pl.DataFrame] = ()
     counters: Sequence[pl.DataFrame] = ()
     derived_counters: Sequence[pl.DataFrame] = ()
@@ -137,6 +147,12 @@ def _lanes(starts: Times, ends: Times) -> Times:
     if len(starts) < 2 or bool(np.all(np.maximum.accumulate(ends)[:-1] <= starts[1:])):
         return np.zeros(len(starts), dtype=np.int64)
     return np.array(nested_lanes(starts.tolist(), ends.tolist()), dtype=np.int64)
+
+
+def longest(frame: pl.DataFrame) -> int:
+    """Bytes of the longest name and the longest arguments of a frame of events, together."""
+    texts = [frame[name].str.len_bytes().max() for name in ("name", "args") if name in frame.columns]
+    return sum(size for size in texts if isinstance(size, int))
 
 
 def lane_name(name: str, lane: int) -> str:

@@ -4,13 +4,14 @@ Categories and the keys of arguments are Kineto's, so that an exported trace is 
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from agprof.exporters.clocks import Clocks
 from agprof.exporters.json_text import members, number, quoted
-from agprof.exporters.tracks import COUNTER_COLUMNS, INSTANT_COLUMNS, SLICE_COLUMNS, Scene, Tracks, lane_name
+from agprof.exporters.tracks import COUNTER_COLUMNS, INSTANT_COLUMNS, SLICE_COLUMNS, Scene, Slices, Tracks, lane_name
 from agprof.exporters.tracks_run import host_process
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
@@ -34,6 +35,8 @@ CPU_CATEGORIES: Mapping[CpuKind, str] = {
 }
 _BESIDE = {GpuKind.SYNC: "synchronisation", GpuKind.ANNOTATION: "annotations", GpuKind.OTHER: "other events"}
 """Kinds that have a track of their own beside the stream's, because they overlap its kernels."""
+_LAUNCHED = (GpuKind.KERNEL, GpuKind.MEMCPY, GpuKind.MEMSET, GpuKind.SYNC)
+"""Kinds to which an arrow leads from the host call."""
 MEMORY_CATEGORY = "cpu_instant_event"
 
 
@@ -41,35 +44,81 @@ def trace_scene(trace: RankTrace, clocks: Clocks, tracks: Tracks) -> Scene:
     """Everything of one rank's trace; its tables are in memory until the scene is dropped."""
     shift = clocks.of_rank(trace.rank)
     names = trace.table("names").unique("name", keep="first")
-    comm = _collective_arguments(trace.table("comm_args"))
+    comm = _collective_arguments(trace.table("comm_args")).with_row_index("said")
     gpu = _with_collectives(trace.table("gpu"), comm, "correlation")
     cpu = _with_collectives(trace.table("cpu"), comm, "external_id").with_row_index("row")
     flows = _flows(gpu, cpu, tracks)
     host = host_process(trace.rank, clocks, tracks)
     waits = trace.table("event_waits").unique("correlation", keep="first")
     gpu = gpu.join(waits, on="correlation", how="left", maintain_order="left")
+    texts = _Texts(names, comm.select("said", "collective"))
+    on_host = _host_slices(_known(cpu, names, tracks), flows, shift, host, tracks)
+    on_device = _device_slices(_known(gpu, names, tracks), flows, shift, trace.rank, tracks)
     slices = [
-        _host_slices(_named(_with_collectives(cpu, comm, "external_id"), names, tracks), flows, shift, host, tracks),
-        _device_slices(
-            _named(_with_collectives(gpu, comm, "correlation"), names, tracks), flows, shift, trace.rank, tracks
-        ),
+        texts.slices(on_host, _HOST_ARGUMENTS, CPU_CATEGORIES),
+        texts.slices(on_device, _DEVICE_ARGUMENTS, GPU_CATEGORIES),
     ]
     memory, derived = _memory(trace.table("memory_events"), shift, host, tracks)
     counters = _counters(trace.table("counters").join(names, on="name", how="inner"), shift, host.pid)
     return Scene(rank=trace.rank, slices=slices, instants=memory, counters=counters, derived_counters=derived)
 
 
-def _named(frame: pl.DataFrame, names: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
-    named = frame.join(names, on="name", how="left", maintain_order="left")
-    missing = named["text"].null_count()
-    tracks.leave_out("their name is not in the run folder", missing)
-    return named.drop_nulls("text") if missing else named
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The texts of a trace, which rows get when they are written."""
+
+    names: pl.DataFrame
+    collectives: pl.DataFrame
+    """Column `said`: number of the arguments in `collective`."""
+
+    def slices(self, frame: pl.DataFrame, arguments: pl.Expr, categories: Mapping[Any, str]) -> Slices:
+        words = {int(kind): text for kind, text in categories.items()}
+        columns = [pl.col(name).cast(dtype) for name, dtype in SLICE_COLUMNS.items()]
+
+        def finish(rows: pl.DataFrame) -> pl.DataFrame:
+            rows = rows.join(self.names, on="name", how="left", maintain_order="left")
+            rows = rows.join(self.collectives, on="said", how="left", maintain_order="left").with_columns(own=arguments)
+            both = pl.concat_str(
+                pl.when(pl.col("own") != "").then("own"), "collective", separator=",", ignore_nulls=True
+            )
+            category = pl.col("kind").replace_strict(words, default="other", return_dtype=pl.String)
+            return rows.with_columns(name=pl.col("text"), category=category, args=both).select(columns)
+
+        sizes = [self.names["text"].str.len_bytes().max(), self.collectives["collective"].str.len_bytes().max()]
+        return Slices(frame=frame, finish=finish, longest=sum(size for size in sizes if isinstance(size, int)))
+
+
+_HOST_ARGUMENTS = members({
+    "External id": number("external_id"),
+    "Sequence number": number("sequence"),
+    "Fwd thread id": number("forward_thread"),
+    "stream": number("stream"),
+    "correlation": number("correlation"),
+    "agprof thread": pl.when(pl.col("thread") != pl.col("tid")).then(number("thread")),
+})  # fmt: skip
+_DEVICE_ARGUMENTS = members({
+    "External id": number("external_id"),
+    "device": number("device"),
+    "stream": number("stream"),
+    "correlation": number("correlation"),
+    "bytes": number("bytes"),
+    "graph node id": number("graph_node"),
+    "wait_on_stream": number("waited_stream"),
+    "wait_on_cuda_event_record_corr_id": number("record_correlation"),
+})  # fmt: skip
+
+
+def _known(frame: pl.DataFrame, names: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
+    """The rows whose name the run folder holds: the others are counted, not drawn."""
+    known = frame.join(names, on="name", how="semi", maintain_order="left")
+    tracks.leave_out("their name is not in the run folder", frame.height - known.height)
+    return known
 
 
 def _flows(gpu: pl.DataFrame, cpu: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
     """Number of the arrow, row of the launch, correlation: one arrow for each launch whose work is in the trace."""
     calls = cpu.filter(pl.col("kind").is_in([CpuKind.RUNTIME, CpuKind.DRIVER]) & pl.col("correlation").is_not_null())
-    work = gpu.filter(pl.col("correlation").is_not_null() & ~pl.col("kind").is_in([CpuKind.OTHER, GpuKind.ANNOTATION]))
+    work = gpu.filter(pl.col("correlation").is_not_null() & pl.col("kind").is_in(_LAUNCHED))
     launches = (
         calls.unique("correlation", keep="first", maintain_order=True)
         .join(work.select("correlation").unique(), on="correlation", how="semi", maintain_order="left")
@@ -97,9 +146,9 @@ def _collective_arguments(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_collectives(frame: pl.DataFrame, comm: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The frame with column `collective`; a device activity is known by its correlation, a host event by the other."""
+    """The frame with column `said`; a device activity is known by its correlation, a host event by the other."""
     mine = comm.filter(pl.col("correlation").is_not_null() if key == "correlation" else pl.col("correlation").is_null())
-    mine = mine.select("start_ns", key, "collective").unique(["start_ns", key], keep="first")
+    mine = mine.select("start_ns", key, "said").unique(["start_ns", key], keep="first")
     return frame.join(mine, on=["start_ns", key], how="left", nulls_equal=True, maintain_order="left")
 
 
@@ -112,15 +161,7 @@ def _host_slices(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, process: 
     started = flows.select("row", flow_out="flow")
     frame = frame.join(started, on="row", how="left", maintain_order="left").with_columns(pl.col("start_ns") + shift)
     placed = tracks.place(frame, ["thread"], track)
-    args = members({
-        "External id": number("external_id"),
-        "Sequence number": number("sequence"),
-        "Fwd thread id": number("forward_thread"),
-        "stream": number("stream"),
-        "correlation": number("correlation"),
-        "agprof thread": pl.when(pl.col("thread") != pl.col("tid")).then(number("thread")),
-    })  # fmt: skip
-    return _finished(placed.with_columns(flow_in=pl.lit(None, pl.Int64)), args, CPU_CATEGORIES)
+    return placed.with_columns(flow_in=pl.lit(None, pl.Int64))
 
 
 def _device_slices(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, rank: int, tracks: Tracks) -> pl.DataFrame:
@@ -132,32 +173,14 @@ def _device_slices(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, rank: i
         return tracks.thread(process, (stream, beside, lane), lane_name(name, lane))
 
     ended = flows.select("correlation", flow_in="flow")
-    work = pl.col("kind").is_in([GpuKind.KERNEL, GpuKind.MEMCPY, GpuKind.MEMSET, GpuKind.SYNC])
+    work = pl.col("kind").is_in(_LAUNCHED)
     frame = frame.join(ended, on="correlation", how="left", maintain_order="left").with_columns(
         pl.col("start_ns") + shift,
         flow_in=pl.when(work).then("flow_in"),
         beside=pl.col("kind").replace_strict(_BESIDE, default="", return_dtype=pl.String),
         flow_out=pl.lit(None, pl.Int64),
     )
-    placed = tracks.place(frame, ["device", "stream", "beside"], track)
-    args = members({
-        "External id": number("external_id"),
-        "device": number("device"),
-        "stream": pl.coalesce(number("stream"), pl.lit('"none"')),
-        "correlation": number("correlation"),
-        "bytes": number("bytes"),
-        "graph node id": number("graph_node"),
-        "wait_on_stream": number("waited_stream"),
-        "wait_on_cuda_event_record_corr_id": number("record_correlation"),
-    })  # fmt: skip
-    return _finished(placed, args, GPU_CATEGORIES)
-
-
-def _finished(frame: pl.DataFrame, args: pl.Expr, categories: Mapping[Any, str]) -> pl.DataFrame:
-    category = pl.col("kind").replace_strict({int(kind): text for kind, text in categories.items()}, default="other")
-    both = pl.concat_str(pl.when(args != "").then(args), pl.col("collective"), separator=",", ignore_nulls=True)
-    frame = frame.with_columns(name=pl.col("text"), category=category, args=both)
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in SLICE_COLUMNS.items())
+    return tracks.place(frame, ["device", "stream", "beside"], track)
 
 
 def _memory(

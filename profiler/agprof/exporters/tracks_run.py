@@ -7,7 +7,17 @@ import polars as pl
 
 from agprof.exporters.clocks import Clocks
 from agprof.exporters.json_text import boolean, members, number, quoted
-from agprof.exporters.tracks import COUNTER_COLUMNS, INSTANT_COLUMNS, SLICE_COLUMNS, Process, Scene, Tracks, lane_name
+from agprof.exporters.tracks import (
+    COUNTER_COLUMNS,
+    INSTANT_COLUMNS,
+    SLICE_COLUMNS,
+    Process,
+    Scene,
+    Slices,
+    Tracks,
+    lane_name,
+    longest,
+)
 from agprof.model.tables import BY_NAME
 from agprof.store.reader import Run
 
@@ -70,7 +80,7 @@ def rank_scene(run: Run, rank: int, clocks: Clocks, tracks: Tracks) -> Scene:
     workers, own = samples.filter(pl.col("role") == "worker"), samples.filter(pl.col("role") == "rank")
     return Scene(
         rank=rank,
-        slices=[_as(slices, SLICE_COLUMNS)],
+        slices=[Slices(frame=slices, finish=lambda rows: _as(rows, SLICE_COLUMNS), longest=longest(slices))],
         instants=_marks(tables["marks"], process, shift, tracks),
         counters=[
             *_counters(tables["memory"], MEMORY_COUNTERS, process, shift),
