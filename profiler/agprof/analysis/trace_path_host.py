@@ -15,9 +15,10 @@ from agprof.store.traces import RankTrace
 
 HOST, OPERATOR, LAUNCH, SYNC = 0, 1, 2, 3
 """What a piece of a thread shows: nothing recorded or a mere range; an operator; a call; a synchronising call."""
-_AUTOGRAD = re.compile(r"autograd::engine::evaluate_function|torch::autograd::")
+_BACKWARD = re.compile(r"autograd::engine::evaluate_function|torch::autograd::|\w+Backward\d*$")
 _RANGE = re.compile(r"ProfilerStep|Optimizer\.(step|zero_grad)#|enumerate\(DataLoader\)#")
 """What traces of 2020 and 2021 call operators, and are ranges."""
+_LONGEST = 1_000
 _FREE = re.compile(r"Free|Unregister|Reset")
 """Calls that wait for the device at times; what they take else is their own work."""
 _COPY = re.compile(r"Memcpy", re.IGNORECASE)
@@ -91,7 +92,9 @@ def host_threads(trace: RankTrace, window: Window, device: Device, names: dict[i
             "name",
             pl.col("thread").fill_null(UNKNOWN),
             pl.col("correlation").fill_null(UNKNOWN),
-            pl.col("forward_thread").is_not_null().alias("backward"),
+            # Kineto numbers autograd's threads from 1 and writes 0 on forward operators.
+            (pl.col("forward_thread") > 0).fill_null(False).alias("backward"),
+            (pl.col("forward_thread") == 0).fill_null(False).alias("forward"),
         )
         .collect()
     )
@@ -114,14 +117,14 @@ def _thread(number: int, rows: pl.DataFrame, window: Window, device: Device, nam
     ranges = np.isin(name, [each for each in ids.tolist() if _RANGE.match(names.get(each, ""))])
     shows = np.where((shows == OPERATOR) & ranges, HOST, shows)
     is_open = pieces.event >= 0
-    autograd = [each for each in ids.tolist() if _AUTOGRAD.match(names.get(each, ""))]
+    backward = [each for each in ids.tolist() if _BACKWARD.match(names.get(each, "")[:_LONGEST])]
     return Thread(
         thread=None if number == UNKNOWN else number,
         pieces=pieces,
         shows=np.where(is_open, shows[pieces.event], HOST) if shows.size else np.zeros(pieces.event.size, np.int64),
         name=np.where(is_open, name[pieces.event], UNKNOWN),
         has_ops=bool((shows == OPERATOR).any()),
-        is_autograd=bool(rows["backward"].any()) or bool(np.isin(name, autograd).any()),
+        is_autograd=not rows["forward"].any() and bool(rows["backward"].any() or np.isin(name, backward).any()),
         waits=_waits(rows, is_call, synchronising, device, names),
         hand_overs=_no_hand_overs(),
     )
