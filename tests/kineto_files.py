@@ -65,7 +65,9 @@ def nanoseconds(microseconds: Any) -> int | None:
 
 def expected_rows(whole: Any, most: int | None = None) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of tables gpu, cpu and memory_events that the first `most` events of a decoded file make, sorted."""
-    events, base = (whole, 0) if isinstance(whole, list) else (whole["traceEvents"], whole.get("baseTimeNanoseconds", 0))
+    events, base = (
+        (whole, 0) if isinstance(whole, list) else (whole["traceEvents"], whole.get("baseTimeNanoseconds", 0))
+    )
     rows: dict[str, list[tuple[Any, ...]]] = {"gpu": [], "cpu": [], "memory_events": []}
     for event in events[:most]:
         row = _row(event, base)

@@ -4,6 +4,7 @@ A piece that was cut inside an event (or inside a string that looks like the bor
 as a whole; it can't give wrong events.
 """
 
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,8 @@ from agprof.importers.kineto_lax import DECODER, event
 from agprof.importers.kineto_rows import Rows
 from agprof.importers.kineto_take import Exact, take
 
-_BLANKS = b" " * 32 + bytes(range(32, 256))
+_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LINES = bytes.maketrans(b"\t\n\r", b"   ")
 _BAD = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
@@ -58,8 +60,9 @@ class Chunks:
 
 
 def mended(chunk: bytes) -> bytes:
-    """JSON without control characters and without bytes that are no UTF-8: PyTorch has written both into names."""
-    return chunk.translate(_BLANKS).decode("utf-8", "replace").encode("utf-8")
+    """JSON with U+FFFD for control characters and for what is no UTF-8: PyTorch has written both into names. Outside
+    of a text neither they nor U+FFFD are JSON, so that damage stays damage."""
+    return _CONTROL.sub("\ufffd".encode(), chunk.translate(_LINES)).decode("utf-8", "replace").encode("utf-8")
 
 
 def _decoded(decoder: "msgspec.json.Decoder[list[Any]]", text: Any) -> list[Any] | None:

@@ -49,19 +49,17 @@ class Window:
             self._buffer[place] = ord(",")
         self._changed = []
         begin, length = self._start + number * CHUNK_BYTES, CHUNK_BYTES + _BEYOND_BYTES
-        while True:
-            ended = self._hold(begin, length)
-            last = self._buffer.find(self._separator, CHUNK_BYTES, self._filled)
-            if last >= 0 or ended:
-                break
+        ended = self._hold(begin, length)
+        if self._filled == 0:
+            return None
+        first = self._first(number)
+        if first is None:
+            return Piece(events=None, rest=None)
+        while (last := self._buffer.find(self._separator, CHUNK_BYTES, self._filled)) < 0 and not ended:
             length *= 2
             if length > MOST_BYTES:
                 raise TooLongError
-        if self._filled == 0:
-            return None
-        first = self._first(number, last)
-        if first is None:
-            return Piece(events=None, rest=None)
+            ended = self._hold(begin, length)
         if last >= 0:
             return Piece(events=self._list(first, last + self._comma), rest=None)
         border = self._buffer.rfind(self._separator, first, self._filled)
@@ -70,12 +68,12 @@ class Window:
         rest = bytes(self._buffer[border + self._comma + 1 : self._filled])
         return Piece(events=self._list(first, border + self._comma), rest=rest)
 
-    def _first(self, number: int, last: int) -> int | None:
-        """Place of the list's opening bracket, or of the comma that becomes one."""
+    def _first(self, number: int) -> int | None:
+        """Place of the list's opening bracket, or of the comma that becomes one; None where no border begins here."""
         if number == 0:
             return 0
-        found = self._buffer.find(self._separator, 0, self._filled)
-        return None if found < 0 or (last >= 0 and found >= last) else found + self._comma
+        found = self._buffer.find(self._separator, 0, min(CHUNK_BYTES - 1 + len(self._separator), self._filled))
+        return None if found < 0 else found + self._comma
 
     def _list(self, opening: int, closing: int) -> memoryview:
         for place, bracket in ((opening, _OPEN), (closing, _CLOSE)):

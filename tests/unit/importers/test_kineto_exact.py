@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kineto_files import expected_rows, loaded, only_trace, rows_of, unpacked
 
 from agprof.importers import kineto_window
 from agprof.importers.kineto import import_file, peek
 from agprof.importers.kineto_time import array_ns, exact_ns
+from kineto_files import expected_rows, loaded, only_trace, rows_of, unpacked
 
 FILES = (
     "a100_nccl_args", "alexnet_small", "b200_eager_rank0of8_multimem", "cpu_only_rank34", "cuda_event_sync",
