@@ -30,6 +30,7 @@ from agprof.analysis.trace_quality import quality_row, quality_sentence
 from agprof.analysis.trace_sentences import path_sentence, time_sentence
 from agprof.analysis.trace_steps import device_steps, host_steps
 from agprof.analysis.trace_stragglers import stragglers, stragglers_sentence
+from agprof.analysis.trace_timeline import timeline
 from agprof.model.trace_answers import LaunchRow, TraceAnswer, TraceBreakdown, TraceQuality, TraceStraggler
 from agprof.store.traces import RankTrace
 
@@ -72,7 +73,8 @@ def analyse_traces(
     late = stragglers(matches, {row.rank: row.window_ns for row in windows})
     kernels = kernel_rows(part.kernels for part in parts.values() if part.kernels is not None)
     collectives = collective_rows(matches)
-    path = critical_path(traces[_rank_to_follow(parts, late)], origin=origin)
+    followed = traces[_rank_to_follow(parts, late)]
+    path = critical_path(followed, origin=origin, communicates=known.communicates)
     quality = tuple(part.quality for part in parts.values())
     notes: tuple[str, ...] = ()
     steps = tuple(step for part in parts.values() for step in part.steps)
@@ -96,7 +98,7 @@ def analyse_traces(
         critical_path=path,
         critical_path_sentence=path_sentence(path),
         memory=tuple(curve for trace in ranks for curve in memory(trace, origin=origin)),
-        timeline=None,
+        timeline=timeline(followed, origin=origin, communicates=known.communicates),
         quality=quality,
         quality_sentence=quality_sentence(quality, world),
     )

@@ -87,6 +87,10 @@ class Communication:
         head = name[:_LONGEST_MATCHED]
         return next((library for library, pattern in self.rules if pattern.search(head)), None)
 
+    def communicates(self, name: str) -> bool:
+        """Whether a kernel of this name communicates."""
+        return self.library(name) is not None
+
 
 def operation(name: str) -> str:
     """The operation of a communication kernel by its name; `other` where the name does not say.
