@@ -37,8 +37,9 @@ class Budget:
         """Count unpacked bytes. Raises TraceError when they are too many."""
         self.used_bytes += size
         if self.used_bytes > self.max_bytes:
-            limit = f"{self.max_bytes / 2**30:.3g} GiB"
-            raise TraceError(f"{where}: unpacks to more than {limit}; if you trust it, allow more with --max-size")
+            raise TraceError(
+                f"{where}: unpacks to more than {self.max_bytes:,} bytes; if you trust it, allow more with --max-size"
+            )
 
 
 @dataclass(slots=True)
@@ -182,3 +183,8 @@ def _tar_members(archive: Path, stack: ExitStack) -> Iterator[_Member]:
             refusal=refusal,
             open=lambda info=info: opened.extractfile(info),  # type: ignore[misc]
         )
+    with archive.open("rb") as file:
+        file.seek(opened.offset)
+        # tarfile takes a damaged or missing header for the end; the end is a block of zeros.
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise TraceError(f"{archive}: the archive is cut short or damaged")
