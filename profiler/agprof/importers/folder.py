@@ -181,15 +181,32 @@ def _source(work: _Import, path: Path, label: str, format_: Format, *, required:
         if not required and not _looks_like_kineto(path):
             work.notes.append(f"{shown(label)} is JSON and no trace; left out")
             return None
-        return Source(path=path, label=label, format=format_, head=kineto.peek(path))
+        head = kineto.peek(path)
+        merged = _merged_ranks(head)
+        if merged is not None and not required:
+            work.notes.append(f"{shown(label)} is the viewers' file of {merged} ranks; left out")
+            return None
+        if merged is not None and merged > 1:
+            raise TraceError(
+                f"{path}: holds {merged} ranks on one timeline, for viewers; import the folder chrome beside it, which "
+                "has a file for each rank"
+            )
+        return Source(path=path, label=label, format=format_, head=head)
     if format_ is Format.NSYS_REPORT:
         work.tell(f"nsys exports {label}", 0.0)
         path = work.export_report(path, work.place() / "report.sqlite")
         format_ = Format.NSYS_SQLITE
     elif is_gzip(path):
         path = gunzip(path, work.place() / path.name.removesuffix(".gz"), work.budget)
-    head = nsys.peek(path) if format_ is Format.NSYS_SQLITE else None
-    return Source(path=path, label=label, format=format_, head=head)
+    exported = nsys.peek(path) if format_ is Format.NSYS_SQLITE else None
+    return Source(path=path, label=label, format=format_, head=exported)
+
+
+def _merged_ranks(head: kineto.KinetoHead) -> int | None:
+    """Ranks in the one file that `agprof export --format chrome` makes of all; None for every other file."""
+    own = head.metadata.get("agprof")
+    found = own.get("merged_ranks") if isinstance(own, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _looks_like_kineto(path: Path) -> bool:

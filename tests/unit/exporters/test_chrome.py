@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scene_runs import COLLECTIVE, CPU_ROW, GPU_ROW, MEGABYTE, NASTY, SPAN, run_of
 
+from agprof.errors import TraceError
 from agprof.exporters import chrome
+from agprof.importers.folder import import_files
 from agprof.importers.kineto import import_file
 from agprof.model.trace_tables import CpuKind
 from agprof.store import layout
@@ -141,6 +143,20 @@ def test_ranks_of_nodes_whose_clocks_differ_share_the_wall_time(tmp_path: Path) 
     _, events = read_checked(exported(run, tmp_path / "out")[None])
     firsts = [event["ts_ns"] for event in events if event["name"] == "step 0"]
     assert firsts == [0, 0]
+
+
+def no_nsys(report: Path, sqlite: Path) -> Path:
+    raise AssertionError("no report is here")
+
+
+def test_the_folder_of_all_files_is_imported_as_the_ranks_and_the_viewers_file_alone_is_refused(tmp_path: Path) -> None:
+    run = read_run(build_run(tmp_path / "run", ranks=2, async_ops=True))
+    files = exported(run, tmp_path / "out")
+    again = read_run(import_files([tmp_path / "out"], tmp_path / "again", name="again", export_report=no_nsys))
+    assert sorted(again.traces) == [0, 1]
+    assert again.tables["steps"].height == run.tables["steps"].height
+    with pytest.raises(TraceError, match=r"holds 2 ranks on one timeline.*import the folder chrome"):
+        import_files([files[None]], tmp_path / "alone", name="alone", export_report=no_nsys)
 
 
 def test_a_run_without_anything_gives_an_empty_trace(tmp_path: Path) -> None:
