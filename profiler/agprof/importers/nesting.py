@@ -18,11 +18,10 @@ def crossings(events: pl.DataFrame) -> int:
         "thread", "start_ns", "duration_ns", event=pl.int_range(pl.len())
     )
     # At one time ends come first, the inner ones before the outer; then begins, the outer ones before the inner.
-    begins = known.select("thread", "event", time="start_ns", step=pl.lit(1), order=-pl.col("duration_ns"))
-    ends = known.select(
-        "thread", "event", time=pl.col("start_ns") + pl.col("duration_ns"), step=pl.lit(-1), order="duration_ns"
-    )
-    borders = pl.concat([begins, ends.select(begins.columns)]).sort("thread", "time", "step", "order")
+    length, event = pl.col("duration_ns"), pl.col("event")
+    begins = known.select("thread", "event", time="start_ns", step=pl.lit(1), order=-length, tie=event)
+    ends = known.select("thread", "event", time=pl.col("start_ns") + length, step=pl.lit(-1), order=length, tie=-event)
+    borders = pl.concat([begins, ends]).sort("thread", "time", "step", "order", "tie")
     begun = (pl.col("step") == 1).cast(pl.Int64)
     levels = borders.with_columns(depth=(pl.col("step").cum_sum() + 1 - begun).over("thread"))
     numbered = levels.with_columns(place=pl.int_range(pl.len()).over("thread", "depth", "step"))
