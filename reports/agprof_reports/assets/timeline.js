@@ -483,10 +483,9 @@
     const again = () => { looks = null; redraw(); };
     new MutationObserver(again).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
-    const watchPixels = () => { // another screen, or the page is zoomed
-      matchMedia(`(resolution: ${devicePixelRatio}dppx)`).addEventListener("change", () => { watchPixels(); redraw(); }, { once: true });
-    };
-    watchPixels();
+    try { // another screen, or the page is zoomed
+      new ResizeObserver(redraw).observe(canvas, { box: "device-pixel-content-box" });
+    } catch { addEventListener("resize", redraw); }
     addEventListener("beforeprint", () => { looks = null; draw(); });
     addEventListener("afterprint", again);
     resize();

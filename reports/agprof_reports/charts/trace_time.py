@@ -126,17 +126,17 @@ def _bars(
 def _trace(
     name: str, values: Sequence[int], rows: Sequence[TraceBreakdown], divisor: float, unit: str, *, few: bool
 ) -> Spec:
-    marker: Spec = {"color": f"${name}", "line": {"width": 1, "color": "$surface"}}
+    unknown = name == "idle-unknown"
+    line = {"width": 1 if few or unknown else 0, "color": "$muted" if unknown else "$surface"}
+    marker: Spec = {"color": f"${name}", "line": line}
     if name in HATCHES:
         marker["pattern"] = {
             "shape": HATCHES[name],
             "bgcolor": f"${name}",
-            "fgcolor": "$hatch",
+            "fgcolor": "$muted" if unknown else "$hatch",
             "size": 6,
             "solidity": 0.2,
         }
-    if name == "idle-unknown":
-        marker["line"]["color"] = "$muted"
     return {
         "type": "bar",
         "orientation": "h",
