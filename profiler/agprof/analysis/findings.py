@@ -1,6 +1,6 @@
 """Opportunities and faults, ordered by estimated saving. A finder returns nothing when its evidence is missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from agprof.analysis import findings_comm as comm
 from agprof.analysis import findings_resources as resources
@@ -29,8 +29,12 @@ _FIRST = ("rank-ended",)
 
 def find_all(evidence: Evidence) -> tuple[Finding, ...]:
     """What was found: a rank that died first, then by saving, then what is not about time."""
-    found = [finding for finder in FINDERS if (finding := finder(evidence)) is not None]
-    return tuple(sorted(found, key=_order))
+    return in_order(finding for finder in FINDERS if (finding := finder(evidence)) is not None)
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """As they are shown."""
+    return tuple(sorted(findings, key=_order))
 
 
 def _order(finding: Finding) -> tuple[bool, bool, float]:

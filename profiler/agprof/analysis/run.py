@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from agprof.analysis.comm import analyse_communication, matched_calls
 from agprof.analysis.compute import analyse_compute
+from agprof.analysis.conclusions import conclude
 from agprof.analysis.evidence import gather
-from agprof.analysis.findings import find_all
 from agprof.analysis.identity import configuration, identify
 from agprof.analysis.kpis import kpi_row
 from agprof.analysis.memory import analyse_memory
@@ -15,8 +15,7 @@ from agprof.analysis.ranks import rank_rows
 from agprof.analysis.rlhf import analyse_rlhf
 from agprof.analysis.system import analyse_system
 from agprof.analysis.time import analyse_time
-from agprof.analysis.trace import Compat, analyse_traces
-from agprof.analysis.verdict import judge
+from agprof.analysis.trace import Compat, analyse_traces, in_words_of
 from agprof.analysis.view import View, prepare
 from agprof.model.answers import ANSWERS_VERSION, RunAnswers
 from agprof.model.trace_answers import TraceAnswer
@@ -26,25 +25,25 @@ from agprof.store.reader import Run
 def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None = None) -> RunAnswers:
     """All answers of one run, also of one that was killed, is incomplete or has no step at all.
 
-    `compat` makes the device traces' time breakdown that of another tool. `trace` is what `analyse_traces` said of
-    the run's device traces before; it is not computed again. Raises re.error when the workload's own pattern of
-    communication kernels is no regular expression.
+    `trace` is what `analyse_traces` said of the run's device traces before; it is not computed again. `compat` then
+    shows their time breakdown as another tool would; verdict and findings stay ours. Raises re.error when the
+    workload's own pattern of communication kernels is no regular expression.
     """
     view = prepare(run)
     if trace is None and run.traces:
-        trace = analyse_traces(run.traces, communication=communication_patterns(run), compat=compat)
+        trace = analyse_traces(run.traces, communication=communication_patterns(run))
     calls = matched_calls(view)
     time = analyse_time(view)
     communication = analyse_communication(view, calls)
     compute = analyse_compute(view, time.step_time)
     memory = analyse_memory(view)
     evidence = gather(view, time, communication, memory, calls)
-    findings = find_all(evidence)
+    findings, verdict = conclude(evidence, trace)
     return RunAnswers(
         version=ANSWERS_VERSION,
         agprof_version=_agprof_version(view),
         identity=identify(view),
-        verdict=judge(evidence, findings),
+        verdict=verdict,
         findings=findings,
         kpis=kpi_row(view, time, communication, compute, memory),
         time=time,
@@ -57,7 +56,7 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
         quality=judge_quality(view, communication),
         methods=methods(view),
         rlhf=analyse_rlhf(view, calls),
-        trace=trace,
+        trace=in_words_of(compat, trace, run.traces) if trace is not None else None,
     )
 
 

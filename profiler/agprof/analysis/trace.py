@@ -5,7 +5,7 @@ the end. Every definition: docs/trace-analysis.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import polars as pl
@@ -76,17 +76,12 @@ def analyse_traces(
     followed = traces[_rank_to_follow(parts, late)]
     path = critical_path(followed, origin=origin, communicates=known.communicates)
     quality = tuple(part.quality for part in parts.values())
-    notes: tuple[str, ...] = ()
-    steps = tuple(step for part in parts.values() for step in part.steps)
-    if compat == "hta":
-        windows, notes = hta_windows(traces, origin)
-        steps = ()
-    return TraceAnswer(
-        sentence=" ".join((time_sentence(windows), *notes)),
-        definitions="hta" if compat == "hta" else "exact",
+    answer = TraceAnswer(
+        sentence=time_sentence(windows),
+        definitions="exact",
         has_device=any(part.window is not None for part in parts.values()),
         windows=windows,
-        steps=steps,
+        steps=tuple(step for part in parts.values() for step in part.steps),
         kernels=kernels,
         groups=group_rows(part.groups for part in parts.values() if part.groups is not None),
         collectives=collectives,
@@ -102,6 +97,16 @@ def analyse_traces(
         quality=quality,
         quality_sentence=quality_sentence(quality, world),
     )
+    return in_words_of(compat, answer, traces)
+
+
+def in_words_of(compat: Compat | None, answer: TraceAnswer, traces: Mapping[int, RankTrace]) -> TraceAnswer:
+    """The answer with the time breakdown of the whole window as another tool defines it; as it is without one."""
+    if compat is None or not traces:
+        return answer
+    windows, notes = hta_windows(traces, _origin(list(traces.values())))
+    sentence = " ".join((time_sentence(windows), *notes))
+    return replace(answer, definitions="hta", windows=windows, steps=(), sentence=sentence)
 
 
 def _origin(ranks: list[RankTrace]) -> int:

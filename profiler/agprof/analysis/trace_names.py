@@ -38,7 +38,7 @@ _OPERATIONS: tuple[tuple[str, str], ...] = (
     ("combine", r"combine"),
 )
 _HINT = re.compile(
-    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|send_?recv|broadcast_?(kernel_)?(ring|tree|p2p)|\bp2p|"
+    r"all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|send_?recv|broadcast_?(kernel_)?(ring|tree|p2p)|(?<![a-z0-9])p2p|"
     r"peer_|nvlink|[nr]ccl|shmem|cross_device|inter_?node|intra_?node|collective_?comm|multimem|allreduce",
     re.IGNORECASE,
 )

@@ -83,7 +83,7 @@ def analyse_folder(run: Path, compat: Literal["hta"] | None = None) -> "RunAnswe
 
     folder = read_run(run)
     try:
-        return analyse(folder, compat=compat, trace=None if compat else _trace_answer(folder))
+        return analyse(folder, compat=compat, trace=_trace_answer(folder))
     except re.error as error:
         raise ConfigError(f"{run}: a pattern of kernels.communication is no regular expression: {error}") from error
 

@@ -72,7 +72,11 @@ class Identity:
 class Verdict:
     """What the run is bound by."""
 
-    bound_by: Literal["data", "forward", "backward", "communication", "optimizer", "other", "straggler", "unknown"]
+    bound_by: Literal[
+        "data", "forward", "backward", "communication", "optimizer", "other", "straggler", "unknown",
+        "compute", "copies", "launch", "kernel wait", "synchronisation",
+    ]  # fmt: skip
+    """The second line only of imported runs, which are judged by their device's time: see docs/trace-analysis.md."""
     headline: str
     """One sentence with figures."""
     evidence: tuple[str, ...]
@@ -89,7 +93,7 @@ class Finding:
     title: str
     evidence: str
     section: str
-    """Anchor of the section that proves it: time, communication, compute, memory, system, ranks, quality."""
+    """Anchor of the section that proves it: time, communication, compute, memory, system, ranks, quality, trace."""
     saving_ns_per_step: Figure | None
     """None when it is not about time."""
     confidence: Confidence
