@@ -6,6 +6,7 @@ from itertools import pairwise
 import polars as pl
 
 from agprof.analysis.identity import imported_from, world_size
+from agprof.analysis.nsys import nsys_notes
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
 from agprof.analysis.statistics import nothing
 from agprof.analysis.system import longest_gap
@@ -222,7 +223,11 @@ def _notes(view: View) -> Iterator[str]:
         yield f"{field}: {state}{f' ({reason[:300]})' if reason else ''}."
     if view.profiled:
         steps = ", ".join(map(str, view.profiled[:8]))
-        yield f"Step {steps} ran under the flops profiler and is left out of statistics."
+        yield (
+            f"Step {steps}: left out of statistics, because an expensive instrument ran in it (FLOPs profiler, Kineto, "
+            "or nsys beginning or ending its capture)."
+        )
+    yield from nsys_notes(view)
     yield from _outcome_notes(view)
 
 

@@ -52,7 +52,7 @@ class NsysSection(Section):
     """Optimizer steps that are captured; null captures the rank's whole life."""
     ranks: Annotated[list[Annotated[int, Field(ge=0, le=_MAX_RANK)]], AfterValidator(_check_ranks)] | None = None
     """Ranks that run under nsys; null: every rank."""
-    timeout_s: Annotated[float, Field(gt=0, le=86400)] = 60.0
+    timeout_s: Annotated[float, Field(ge=0.1, le=86400)] = 60.0
     """Seconds that nsys may take to write a report once its rank has ended; then it is ended without one."""
     args: Annotated[list[str], AfterValidator(_check_arguments)] = Field(default_factory=list)
     """Further options of `nsys profile`, each one word: --name=value."""

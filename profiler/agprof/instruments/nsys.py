@@ -45,7 +45,7 @@ class NsysCapture:
             return
         recorder.on_step_border.append(recorder.guard(INSTRUMENT, self._border, ends=True))
         recorder.on_step_end.append(recorder.guard(INSTRUMENT, self._step_after, ends=True))
-        recorder.on_finish.append((INSTRUMENT, self._end))
+        recorder.on_finish.append((INSTRUMENT, self._finish))
         if settings.first_step > 1:
             recorder.on_step_end.append(recorder.guard(INSTRUMENT, self._step_began, ends=True))
         elif settings.by == "nvtx":
@@ -67,7 +67,11 @@ class NsysCapture:
     def _border(self, ended: int) -> None:
         """Between the last step that is captured and the one after it."""
         if ended == self._settings.last_step:
-            self._end()
+            self._end(ended)
+
+    def _finish(self) -> None:
+        """The job ends before the capture did: the step in progress is not whole."""
+        self._end(self._recorder.step - 1)
 
     def _step_after(self, ended: int) -> None:
         """The step in progress began with the end of the capture."""
@@ -92,7 +96,7 @@ class NsysCapture:
             nvtx.mark(RANK_MARK, self._rank)
             nvtx.mark(CLOCK_MARK, self._recorder.clock())
 
-    def _end(self) -> None:
+    def _end(self, last_step: int) -> None:
         if not self._capturing:
             return
         self._capturing = False
@@ -105,4 +109,4 @@ class NsysCapture:
         elif nvtx is not None:
             nvtx.end(token)
         self._recorder.fact("nsys.end_cost_ns", self._recorder.clock() - begin_ns)
-        self._recorder.fact("nsys.steps", [self._settings.first_step, self._recorder.step])
+        self._recorder.fact("nsys.steps", [self._settings.first_step, last_step])

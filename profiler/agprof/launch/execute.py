@@ -25,7 +25,7 @@ from agprof.errors import LaunchError
 from agprof.launch import guard, processes, shm
 from agprof.launch.folder import write_json
 from agprof.launch.judge import Observed, SeenRank, judge
-from agprof.launch.nsys import is_undecided, nsys_notes, stands_above
+from agprof.launch.nsys import collect_reports, is_undecided, stands_above
 from agprof.launch.plan import COMMAND, LaunchPlan
 from agprof.launch.streams import AnnouncedRanks, no_rank_note
 from agprof.model.outcome import Outcome
@@ -98,7 +98,7 @@ def execute(
     removed = shm.remove_left_behind(buffers, master_ports=ports)
     if plan.launcher == COMMAND and ENV_SETTINGS in plan.env:
         notes.extend(no_rank_note(run_dir))
-    notes.extend(nsys_notes(run_dir))
+    notes.extend(collect_reports(run_dir))
     verdict = judge(supervisor.observed(), run_dir, launcher=plan.launcher)
     outcome = Outcome(
         exit_code=verdict.exit_code,

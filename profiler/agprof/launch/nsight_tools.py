@@ -46,7 +46,7 @@ def base_report(nsys: Path, work: Path, cache: Path) -> BaseReport:
     kept = cache / f"base-{nsys_version(nsys) or 'unknown'}.nsys-rep"
     if kept.is_file():
         return BaseReport(kept, private=True)
-    file = work / "base.nsys-rep"
+    file = work / "agprof.nsys-rep"  # nsys-ui shows this name on the tab, whatever the report is called later
     environment = {"PATH": os.defpath, "HOME": str(work), "LC_ALL": "C.UTF-8"}
     said = ""
     for wrapper in (*_ALONE, ()):

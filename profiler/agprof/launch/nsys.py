@@ -99,8 +99,14 @@ def stands_above(variables: Mapping[str, str]) -> bool:
 # ------------------------------------------------------------------------------------------------------ after the run
 
 
-def nsys_notes(run_dir: Path) -> list[str]:
-    """What nsys cost and what it left, in sentences; empty when no rank was held by nsys."""
+def collect_reports(run_dir: Path) -> list[str]:
+    """Remove what holders that were killed left half done, and say what nsys cost and left, in sentences.
+
+    Called when no process of the job is left. Empty when no rank was held by nsys.
+    """
+    for unfinished in (run_dir / layout.NSYS).glob(".rank-*"):
+        with suppress(OSError):
+            unfinished.unlink()
     told = list(_told(run_dir))
     if not told:
         return []
