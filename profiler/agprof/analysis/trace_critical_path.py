@@ -16,7 +16,8 @@ which one waited for the other is `idle`.
 
 Slack per category is work that lies off the path: the category's whole time in the window, every stream and every
 thread added up, less what lies on the path. It can be made longer or shorter within limits without moving the end;
-making the path's own work shorter is what makes the window shorter.
+making the path's own work shorter is what makes the window shorter. Those limits, for the device's activities, are the
+least slack per category: see `trace_path_slack`.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from agprof.analysis.trace_host import IntArray
 from agprof.analysis.trace_names import Communication
 from agprof.analysis.trace_path_device import UNKNOWN, Device, device_activities
 from agprof.analysis.trace_path_host import LAUNCH, OPERATOR, Thread, host_threads
+from agprof.analysis.trace_path_slack import least_slack
 from agprof.analysis.trace_path_walk import CATEGORIES, Path, walk
 from agprof.analysis.trace_window import Window, origin_ns, typical_window
 from agprof.model.trace_answers import CriticalPath, CriticalSegment
@@ -71,6 +73,7 @@ def critical_path(
         total_ns=window.end_ns - window.start_ns,
         by_category_ns=on_path,
         slack_by_category_ns={name: total - on_path.get(name, 0) for name, total in work.items() if total > 0},
+        least_slack_by_category_ns=least_slack(window, device, threads, kinds, path),
         segments=_segments(path, names, window, max_segments, origin if origin is not None else origin_ns(trace)),
         segments_left_out=max(0, path.start_ns.size - max_segments),
         note=" ".join(_notes(path, device)),

@@ -15,8 +15,8 @@ from agprof.store.traces import RankTrace
 
 HOST, OPERATOR, LAUNCH, SYNC = 0, 1, 2, 3
 """What a piece of a thread shows: nothing recorded or a mere range; an operator; a call; a synchronising call."""
-_BACKWARD = re.compile(r"autograd::engine::evaluate_function|torch::autograd::|\w+Backward\d*$")
-_RANGE = re.compile(r"ProfilerStep|Optimizer\.(step|zero_grad)#|enumerate\(DataLoader\)#")
+_BACKWARD = re.compile(r"^(autograd::engine::evaluate_function|torch::autograd::|\w+Backward\d*$)")
+_RANGE = re.compile(r"^(ProfilerStep|Optimizer\.(step|zero_grad)#|enumerate\(DataLoader\)#)")
 """What traces of 2020 and 2021 call operators, and are ranges."""
 _LONGEST = 1_000
 _FREE = re.compile(r"Free|Unregister|Reset")
@@ -73,6 +73,9 @@ class Thread:
     has_ops: bool
     is_autograd: bool
     waits: Waits
+    syncs: IntArray
+    """Columns of all synchronising calls: begin, end, lane waited for (-1: any), when its event was recorded (UNKNOWN:
+    it waits for all that was launched before)."""
     hand_overs: HandOvers
 
 
@@ -110,24 +113,38 @@ def _thread(number: int, rows: pl.DataFrame, window: Window, device: Device, nam
     pieces = innermost_pieces(start, end, window.start_ns, window.end_ns)
     ids = np.unique(name)
     synchronising = np.isin(name, [each for each in ids.tolist() if synchronises(names.get(each, ""))])
-    frees = np.isin(name, [each for each in ids.tolist() if _FREE.search(names.get(each, ""))])
+    frees = _any_of(name, names, _FREE)
     is_call = np.isin(kind, CALLS)
     waits = is_call & synchronising & ~frees
     shows = np.select([kind == int(CpuKind.OP), waits, is_call], [OPERATOR, SYNC, LAUNCH], HOST)
-    ranges = np.isin(name, [each for each in ids.tolist() if _RANGE.match(names.get(each, ""))])
+    ranges = _any_of(name, names, _RANGE)
     shows = np.where((shows == OPERATOR) & ranges, HOST, shows)
     is_open = pieces.event >= 0
-    backward = [each for each in ids.tolist() if _BACKWARD.match(names.get(each, "")[:_LONGEST])]
     return Thread(
         thread=None if number == UNKNOWN else number,
         pieces=pieces,
         shows=np.where(is_open, shows[pieces.event], HOST) if shows.size else np.zeros(pieces.event.size, np.int64),
         name=np.where(is_open, name[pieces.event], UNKNOWN),
         has_ops=bool((shows == OPERATOR).any()),
-        is_autograd=not rows["forward"].any() and bool(rows["backward"].any() or np.isin(name, backward).any()),
+        is_autograd=not rows["forward"].any() and bool(rows["backward"].any() or _any_of(name, names, _BACKWARD).any()),
         waits=_waits(rows, is_call, synchronising, device, names),
+        syncs=_syncs(rows, waits & ~_any_of(name, names, _COPY), device),
         hand_overs=_no_hand_overs(),
     )
+
+
+def _any_of(name: IntArray, names: dict[int, str], pattern: re.Pattern[str]) -> BoolArray:
+    """Which ids are of texts that match."""
+    return np.isin(name, [each for each in set(name.tolist()) if pattern.search(names.get(each, "")[:_LONGEST])])
+
+
+def _syncs(rows: pl.DataFrame, which: BoolArray, device: Device) -> IntArray:
+    calls = rows.filter(pl.Series(which, dtype=pl.Boolean)).select("start_ns", "end_ns", "correlation")
+    found = [
+        (start, end, device.sync_lane.get(correlation, -1), device.sync_record_ns.get(correlation, UNKNOWN))
+        for start, end, correlation in calls.iter_rows()
+    ]
+    return np.array(found, dtype=np.int64).reshape(-1, 4).T
 
 
 def _waits(
@@ -141,7 +158,7 @@ def _waits(
     """
     start, end, name = (rows[column].to_numpy() for column in ("start_ns", "end_ns", "name"))
     correlation = rows["correlation"].to_numpy()
-    copies = np.isin(name, [each for each in np.unique(name).tolist() if _COPY.search(names.get(each, ""))])
+    copies = _any_of(name, names, _COPY)
     own = _copies(device)
     pageable = {each for each in np.unique(device.name).tolist() if "ageable" in names.get(each, "")}
     found: list[tuple[int, int, int, int]] = []

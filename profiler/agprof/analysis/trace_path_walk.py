@@ -34,6 +34,8 @@ class Path:
     name: IntArray
     on_device: IntArray
     lane: IntArray
+    activities: IntArray
+    """Of the device, on the path."""
     inferred: int
     without_launch: int
     stopped_ns: int
@@ -65,6 +67,7 @@ class _Walk:
         # From here on back only activities before this one are gone to: so no walk turns in a circle.
         self._next_activity = device.start_ns.size
         self._told: list[IntArray] = []
+        self._activities: list[int] = []
         self._inferred = self._without_launch = self._stopped_ns = 0
 
     def run(self) -> None:
@@ -83,6 +86,7 @@ class _Walk:
             name=name,
             on_device=on_device,
             lane=lane,
+            activities=np.array(self._activities, dtype=np.int64),
             inferred=self._inferred,
             without_launch=self._without_launch,
             stopped_ns=self._stopped_ns,
@@ -137,6 +141,7 @@ class _Walk:
         """Tell an activity, and go to what it waited for."""
         device, number = self._device, place.number
         self._next_activity = number
+        self._activities.append(number)
         name, stream = int(device.name[number]), device.stream[device.lane[number]]
         begin = min(int(device.start_ns[number]), place.time_ns)
         self._tell(begin, place.time_ns, int(self._kinds[number]), name, on_device=True, lane=stream)

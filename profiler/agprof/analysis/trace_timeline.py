@@ -75,6 +75,7 @@ def timeline(
     trace: RankTrace,
     *,
     step: int | None = None,
+    window: Window | None = None,
     max_slices: int = MAX_SLICES,
     origin: int | None = None,
     communicates: Callable[[str], bool] | None = None,
@@ -85,8 +86,10 @@ def timeline(
     Streams come first, then threads, the busiest first. Activities of one stream that overlap lie on lanes of their
     own, a thread's events on one lane per depth. Of more than `max_slices` slices the longest are kept, those of the
     device at least up to the half of it; `note` says what is left out.
+
+    `window` is that of the step, where it is known already.
     """
-    window = _window(trace, step)
+    window = _window(trace, step, window)
     if window is None:
         return None
     names = trace.names()
@@ -110,13 +113,13 @@ def timeline(
     )
 
 
-def _window(trace: RankTrace, step: int | None) -> Window | None:
+def _window(trace: RankTrace, step: int | None, known: Window | None) -> Window | None:
     """The step on host and device together."""
     if step is None:
         events = sum(trace.tables[name].select(pl.len()).collect().item() for name in ("gpu", "cpu"))
         if events <= WHOLE_TRACE_SLICES:
             return whole_window(trace)
-    window = typical_window(trace, step)
+    window = known if known is not None else typical_window(trace, step)
     if window is None or window.step is None:
         return window
     host = host_window(trace, window.step) or window

@@ -4,7 +4,7 @@ All times are integer nanoseconds; `start_ns` counts from the trace's origin, th
 not measured is None. An answer that the trace does not allow is None too, and `TraceQuality.notes` says why.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 KernelClass = Literal["compute", "communication", "memcpy", "memset"]
@@ -164,6 +164,8 @@ class CriticalPath:
     """They add up to total_ns."""
     slack_by_category_ns: dict[str, int]
     """Work of each category that lies off the path, in total."""
+    least_slack_by_category_ns: dict[str, int] = field(default_factory=dict)
+    """Per category of device activities: by how much the one off the path that is nearest to it could end later."""
     segments: tuple[CriticalSegment, ...]
     segments_left_out: int = 0
     """Shortest ones, when there are too many to carry."""

@@ -26,6 +26,7 @@ def path_of(rows: TraceRows, **options: object) -> CriticalPath:
 def check_tiles(path: CriticalPath) -> None:
     assert sum(path.by_category_ns.values()) == path.total_ns
     assert all(slack >= 0 for slack in path.slack_by_category_ns.values())
+    assert all(slack >= 0 for slack in path.least_slack_by_category_ns.values())
     if path.segments_left_out:
         return
     cursor = path.start_ns
@@ -208,6 +209,36 @@ def test_backward_runs_on_a_thread_of_its_own_and_the_path_goes_over_and_back() 
         ("(nothing recorded)", 1, 10),
         ("optimizer", 1, 70),
     ]
+
+
+def test_the_least_slack_is_the_time_to_what_is_on_the_path_or_waits() -> None:
+    rows = TraceRows()
+    for number, (name, begin, end, stream) in enumerate([
+        ("first", 100, 300, 7), ("second", 400, 600, 7),
+        ("third", 650, 900, 7),
+        ("ncclKernel_AllReduce", 150, 200, 20),
+    ], start=1):  # fmt: skip
+        rows.call("cudaLaunchKernel", number * 10, number * 10 + 5, correlation=number)
+        rows.gpu(name, begin, end, stream=stream, correlation=number)
+    rows.cpu("busy", 50, 645)
+    rows.call("cudaLaunchKernel", 645, 650, correlation=9)
+    rows.gpu("late", 905, 909, stream=30, correlation=9)
+    rows.call("cudaDeviceSynchronize", 650, 910, correlation=5)
+    rows.cpu("after", 910, 1_000)
+    path = path_of(rows)
+    assert kernels(path)[-1] == "late"
+    # The call waited for `late`. Beside the path, on stream 7, the last kernel may end 10 later, until the call returns;
+    # those before it may end later by the gaps too. The collective has 710.
+    assert path.least_slack_by_category_ns == {"kernel": 10, "communication": 710}
+
+
+def test_a_stream_that_waits_limits_the_slack_of_what_it_waits_for() -> None:
+    rows = two_streams(recorded=True)
+    rows.call("cudaLaunchKernel", 5_500, 5_600, correlation=6)
+    rows.gpu("beside", 5_700, 5_800, stream=30, correlation=6)
+    path = path_of(rows)
+    # The bystander ends at 62 us and the window at 100 us; `beside` is alone.
+    assert path.least_slack_by_category_ns == {"kernel": 38_000}
 
 
 def test_launches_that_are_missing_are_said() -> None:
