@@ -227,7 +227,7 @@ def test_the_least_slack_is_the_time_to_what_is_on_the_path_or_waits() -> None:
     rows.cpu("after", 910, 1_000)
     path = path_of(rows)
     assert kernels(path)[-1] == "late"
-    # The call waited for `late`. Beside the path, on stream 7, the last kernel may end 10 later, until the call returns;
+    # The call waited for `late`. Beside the path, on stream 7, the last kernel may end 10 later, when the call returns;
     # those before it may end later by the gaps too. The collective has 710.
     assert path.least_slack_by_category_ns == {"kernel": 10, "communication": 710}
 
