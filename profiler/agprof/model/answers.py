@@ -76,7 +76,7 @@ class Verdict:
         "data", "forward", "backward", "communication", "optimizer", "other", "straggler", "unknown",
         "compute", "copies", "launch", "kernel wait", "synchronisation",
     ]  # fmt: skip
-    """The second line only of imported runs, which are judged by their device's time: see docs/trace-analysis.md."""
+    """The last five only of imported runs, which are judged by their device's time: see docs/trace-analysis.md."""
     headline: str
     """One sentence with figures."""
     evidence: tuple[str, ...]
