@@ -107,6 +107,8 @@ class _Parser:
             pid, tid, text = _identifier(values[0]), _identifier(values[1]), *_texts(values[2:], 1)
             if (pid, tid) in self.document.threads:
                 raise NvtxtError("a thread named twice")
+            if text in self.document.threads.values():
+                raise NvtxtError("two threads of one name: the importer keeps the name of one of them")
             self.document.threads[pid, tid] = text
         elif name in self.formats:
             if len(values) != len(self.formats[name]):

@@ -59,11 +59,13 @@ def nsys(*words) -> str:
 
 def test_the_json_export_of_nsight_holds_every_range_of_every_rank(run, report, tmp_path):
     nsys("export", "-q", "true", "-t", "json", "-f", "true", "-o", tmp_path / "x.json", report)
-    found, marks, names = Counter(), Counter(), {}
+    found, marks, names, threads = Counter(), Counter(), {}, set()
     for line in (tmp_path / "x.json").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if (process := row.get("NvtxtMetaEvent", {}).get("Process")) is not None:
             names[int(process["GlobalProcessId"]) >> 24 & 0xFFFFFF] = process["Name"]
+        if (thread := row.get("NvtxtMetaEvent", {}).get("Thread")) is not None:
+            threads.add(thread["Name"])
         event = row.get("NvtxtEvent", {}).get("Nvtx")
         if event is None:
             continue
@@ -80,6 +82,7 @@ def test_the_json_export_of_nsight_holds_every_range_of_every_rank(run, report, 
     assert {pid: name.split(" (")[0] for pid, name in names.items()} == {
         FIRST_PID + rank: f"rank {rank:02d}" for rank in range(RANKS)
     }
+    assert {f"{lane}, rank {rank:02d}" for lane in ("steps", "communication") for rank in range(RANKS)} <= threads
     # Figures of the run that do not come from the exporter.
     for rank in range(RANKS):
         of_rank = Counter(name for (pid, name, _, _), n in found.items() for _ in range(n) if pid == FIRST_PID + rank)

@@ -61,11 +61,15 @@ class Process:
 
     rank: int
     pid: int
+    short: str
+    """`rank 00`."""
     name: str
     """`rank 00 (host)`."""
     lanes: tuple[Lane, ...]
     marks: pl.DataFrame
     """name, time_ns, payload."""
+    marks_thread: int
+    """Made-up thread id of the marks."""
     left_out: int
     """Spans that end before they begin or lack a time."""
 
@@ -82,13 +86,17 @@ def processes(run: Run, *, trace: bool = True) -> Iterator[Process]:
     for rank in ranks:
         spans = lane_sources.spans(run, rank, clock.of_rank(rank), trace=trace)
         good = spans.filter(pl.col("end_ns") >= pl.col("start_ns"))
+        short = f"rank {rank:0{width}d}"
         host = clock.hosts.get(rank) or (run.traces[rank].meta.host if rank in run.traces else None)
+        lanes = tuple(_lanes(good))
         yield Process(
             rank=rank,
             pid=FIRST_PID + rank,
-            name=f"rank {rank:0{width}d}" + (f" ({host})" if host else ""),
-            lanes=tuple(_lanes(good)),
+            short=short,
+            name=f"{short} ({host})" if host else short,
+            lanes=lanes,
             marks=lane_sources.marks(run, rank, clock.of_rank(rank)),
+            marks_thread=len(lanes) + 1,
             left_out=spans.height - good.height,
         )
 
@@ -106,7 +114,7 @@ def colour(category: str) -> int:
 
 
 def _lanes(spans: pl.DataFrame) -> Iterator[Lane]:
-    thread = 0
+    thread = 1
     spans = spans.sort("order", "start_ns", "end_ns", descending=[False, False, True], maintain_order=True)
     for group in spans.partition_by("order", maintain_order=True):
         starts, ends = group["start_ns"].to_list(), group["end_ns"].to_list()
@@ -114,24 +122,25 @@ def _lanes(spans: pl.DataFrame) -> Iterator[Lane]:
         numbered = group.with_columns(lane=pl.Series(numbers, dtype=pl.Int64))
         parts = numbered.sort("lane", maintain_order=True).partition_by("lane", maintain_order=True)
         for number, part in enumerate(parts, start=1):
-            thread += 1
             yield Lane(
                 thread=thread,
                 name=part["lane_name"][0] + (f" ({number})" if number > 1 else ""),
                 domain=part["domain"][0],
                 spans=part.select("category", "name", "start_ns", "end_ns", "payload"),
             )
+            thread += 1
 
 
-def nested_lanes(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+def nested_lanes(starts: Sequence[int], ends: Sequence[int], open_ends: list[list[int]] | None = None) -> list[int]:
     """The lane of each span (sorted by start, longest first), so that in each lane spans nest or follow one another.
 
-    The first lane that a span fits in takes it.
+    The first lane that a span fits in takes it. `open_ends` holds, for each lane, the ends of spans that are open; a
+    caller whose spans come in pieces gives the same list with each piece.
 
     >>> nested_lanes([0, 2, 3, 5], [4, 3, 9, 6])
     [0, 0, 1, 0]
     """
-    open_ends: list[list[int]] = []
+    open_ends = [] if open_ends is None else open_ends
     found = []
     for start, end in zip(starts, ends, strict=True):
         for number, stack in enumerate(open_ends):

@@ -19,7 +19,7 @@ from agprof.exporters.lane_sources import OWN, TRACE
 from agprof.exporters.lanes import COLOURS, Process, colour, epoch_ns, processes
 from agprof.exporters.nsys_cupti import add_device_rows
 from agprof.exporters.nsys_tables import ENUMS, TABLES, Names
-from agprof.exporters.nvtxt import MARKS_THREAD, Say
+from agprof.exporters.nvtxt import Say
 from agprof.exporters.pace import Pace
 from agprof.model.version import __version__
 from agprof.store.reader import Run
@@ -160,7 +160,7 @@ def _add_ranges(database: sqlite3.Connection, spans: pl.DataFrame, names: Names,
 
 
 def _add_marks(database: sqlite3.Connection, process: Process, names: Names, epoch: int, domain: int) -> None:
-    category, thread = category_id("mark"), _VM | process.pid << 24 | MARKS_THREAD
+    category, thread = category_id("mark"), _VM | process.pid << 24 | process.marks_thread
     rows = (
         (time_ns - epoch, None, MARK, category, colour("mark"), thread, names.id(name), domain, step)
         for name, time_ns, step in process.marks.select("name", "time_ns", "payload").iter_rows()

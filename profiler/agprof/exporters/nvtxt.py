@@ -37,8 +37,6 @@ SetFileDisplayName, "{title}"
 @RangePop, Time, ProcessId, ThreadId
 @Marker, Time, ProcessId, ThreadId, Message, Color
 """
-MARKS_THREAD = 0xFFFFFF
-"""Thread of a process's marks: the last one that 24 bits hold."""
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int
     written = Written(epoch)
     pace = Pace(say, f"{file.name}: rank")
     with replacing(file) as out:
-        title = text(f"agprof {run.path.name}, epoch {epoch} ns")
+        title = text(f"{run.path.name}, times since {epoch} ns")
         out.write(_HEADER.format(version=__version__, epoch_ns=epoch, title=title))
         for process in processes(run):
             if only is None or process.rank == only:
@@ -110,16 +108,17 @@ def _write_process(out: IO[str], process: Process, written: Written) -> None:
         written.left_out += lane.spans.height - spans.height
         written.ranges[process.rank] += spans.height
         kept = Lane(thread=lane.thread, name=lane.name, domain=lane.domain, spans=spans)
-        out.write(f'NameOsThread, {process.pid}, {lane.thread}, "{text(lane.name)}"\n')
+        # Nsight keeps a thread's name only if no other process has a thread of that name.
+        out.write(f'NameOsThread, {process.pid}, {lane.thread}, "{text(f"{lane.name}, {process.short}")}"\n')
         out.writelines(_lane_lines(process.pid, kept, written.epoch_ns))
     marks = process.marks.filter(pl.col("time_ns") >= written.epoch_ns)
     if not marks.height:
         return
     written.marks[process.rank] = marks.height
-    out.write(f'NameOsThread, {process.pid}, {MARKS_THREAD}, "marks"\n')
+    out.write(f'NameOsThread, {process.pid}, {process.marks_thread}, "marks, {process.short}"\n')
     for name, time_ns, _ in marks.select("name", "time_ns", "payload").iter_rows():
         time = _fitting(time_ns - written.epoch_ns)
-        out.write(f'Marker, {time}, {process.pid}, {MARKS_THREAD}, "{text(name)}", {_argb("mark")}\n')
+        out.write(f'Marker, {time}, {process.pid}, {process.marks_thread}, "{text(name)}", {_argb("mark")}\n')
 
 
 def _lane_lines(pid: int, lane: Lane, epoch: int) -> Iterable[str]:

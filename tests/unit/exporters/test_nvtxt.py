@@ -94,9 +94,10 @@ def test_a_whole_run(tmp_path):
     assert names["step 3"] == 1
     assert {r.colour for r in of_rank_1 if r.name == "forward"} == {0xFF56B4E9}
     lanes = {name for (pid, _), name in document.threads.items() if pid == FIRST_PID + 1}
-    assert {"steps", "phases and ranges", "communication", "waits", "marks"} <= lanes
+    assert {f"{lane}, rank 01" for lane in ("steps", "phases and ranges", "communication", "waits", "marks")} <= lanes
+    assert len(set(document.threads.values())) == len(document.threads), "Nsight would lose names"
     # The first step's begin, to the nanosecond, through the epoch that the title carries.
-    epoch = int(re.search(r"epoch (\d+) ns", document.title)[1])
+    epoch = int(re.search(r"since (\d+) ns", document.title)[1])
     assert epoch + min(r.start for r in document.ranges if r.name == "step 0") == EPOCH_NS
 
 
