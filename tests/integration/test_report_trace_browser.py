@@ -261,6 +261,9 @@ def test_colours_follow_the_switch(page, files):
 def test_pixels_are_those_of_the_screen(page, files):
     open_timeline(page, files / "two.html")
     page.call("Emulation.setDeviceMetricsOverride", width=1440, height=900, deviceScaleFactor=2, mobile=False)
+    page.evaluate(
+        f"{FIGURE}.querySelector('[aria-label=\"zoom in\"]').click()"
+    )  # emulation alone tells the page nothing
     page.until(f"(({{width, clientWidth}}) => width === 2 * clientWidth)({FIGURE}.querySelector('canvas'))")
 
 
