@@ -27,9 +27,9 @@ from agprof.importers.kineto_source import GZIP_MAGIC, open_source
 from agprof.store import layout
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
-SHARED_FROM_BYTES = 48 * 2**20
+SHARED_FROM_BYTES = 128 * 2**20
 """A second process costs a third of a second to start; below this size of the file it does not pay."""
-SHARED_FROM_PACKED_BYTES = 3 * 2**20
+SHARED_FROM_PACKED_BYTES = 7 * 2**20
 _EPOCH_US = 1e15
 """Microseconds since 1970 are more than this (since 2001), those since a base are less (they would last 30 years)."""
 _DROPPED = re.compile(r"[Dd]ropped\D{0,40}?(\d+)")
