@@ -31,6 +31,7 @@ from agprof.analysis.trace_sentences import path_sentence, time_sentence
 from agprof.analysis.trace_steps import device_steps, host_steps
 from agprof.analysis.trace_stragglers import stragglers, stragglers_sentence
 from agprof.analysis.trace_timeline import timeline
+from agprof.analysis.trace_window import Window, typical_of
 from agprof.model.trace_answers import LaunchRow, TraceAnswer, TraceBreakdown, TraceQuality, TraceStraggler
 from agprof.store.traces import RankTrace
 
@@ -74,7 +75,11 @@ def analyse_traces(
     kernels = kernel_rows(part.kernels for part in parts.values() if part.kernels is not None)
     collectives = collective_rows(matches)
     followed = traces[_rank_to_follow(parts, late)]
-    path = critical_path(followed, origin=origin, communicates=known.communicates)
+    typical = typical_of(
+        Window(step=row.step, start_ns=row.start_ns + origin, end_ns=row.start_ns + origin + row.window_ns)
+        for row in parts[followed.rank].steps
+    )
+    path = critical_path(followed, window=typical, origin=origin, communicates=known.communicates)
     quality = tuple(part.quality for part in parts.values())
     answer = TraceAnswer(
         sentence=time_sentence(windows),
@@ -93,7 +98,7 @@ def analyse_traces(
         critical_path=path,
         critical_path_sentence=path_sentence(path),
         memory=tuple(curve for trace in ranks for curve in memory(trace, origin=origin)),
-        timeline=timeline(followed, origin=origin, communicates=known.communicates),
+        timeline=timeline(followed, window=typical, origin=origin, communicates=known.communicates),
         quality=quality,
         quality_sentence=quality_sentence(quality, world),
     )

@@ -1,5 +1,6 @@
 """Which part of a trace an answer looks at: one profiler step, or the whole of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -55,10 +56,13 @@ def typical_window(trace: RankTrace, step: int | None = None) -> Window | None:
     steps = step_windows(trace)
     if step is not None:
         return next((window for window in steps if window.step == step), None)
-    if not steps:
-        return whole_window(trace)
-    by_duration = sorted(steps, key=lambda window: (window.end_ns - window.start_ns, window.start_ns))
-    return by_duration[(len(by_duration) - 1) // 2]
+    return typical_of(steps) or whole_window(trace)
+
+
+def typical_of(windows: Iterable[Window]) -> Window | None:
+    """The one of median duration; of two the shorter. None of none."""
+    by_duration = sorted(windows, key=lambda window: (window.end_ns - window.start_ns, window.start_ns))
+    return by_duration[(len(by_duration) - 1) // 2] if by_duration else None
 
 
 def origin_ns(trace: RankTrace) -> int:
