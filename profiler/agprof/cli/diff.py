@@ -1,5 +1,6 @@
 """`agprof diff`."""
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -37,11 +38,17 @@ def diff(
     from rich.console import Console
 
     from agprof.analysis.trace_diff import diff_traces
+    from agprof.analysis.trace_names import Communication
+    from agprof.errors import ConfigError
 
     errors = Console(stderr=True, highlight=False)
     with TemporaryDirectory(prefix="agprof-diff-") as scratch:
         sides = [_traces(path, Path(scratch) / str(number), errors) for number, path in enumerate((a, b))]
-        found = diff_traces(*sides, labels=(str(a), str(b)))
+        try:
+            communication = Communication.with_user(_patterns(a) | _patterns(b))
+        except re.error as error:
+            raise ConfigError(f"a pattern of kernels.communication is no regular expression: {error}") from error
+        found = diff_traces(*sides, labels=(str(a), str(b)), communication=communication)
     if as_json:
         _print_json(found, top)
     else:
@@ -67,6 +74,15 @@ def _traces(path: Path, scratch: Path, errors: "Console") -> "Mapping[int, RankT
             "`agprof import`"
         )
     return traces
+
+
+def _patterns(path: Path) -> dict[str, str]:
+    """The run's own libraries of communication kernels; {} of files."""
+    from agprof.analysis.run import communication_patterns
+    from agprof.store import layout
+    from agprof.store.reader import read_run
+
+    return communication_patterns(read_run(path)) if (path / layout.MANIFEST).is_file() else {}
 
 
 def _imported(path: Path, out: Path, errors: "Console") -> Path:

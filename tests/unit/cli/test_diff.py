@@ -80,6 +80,14 @@ def test_trace_files_are_read_as_they_are(tmp_path: Path, capsys: pytest.Capture
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b.json"]
 
 
+def test_a_runs_own_communication_kernels_are_known(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = {"workload": {"kernels": {"communication": {"mine": "^gemm"}}}}
+    (Path(runs[1]) / "run.json").write_text(json.dumps(manifest))
+    code, out, _ = agprof(capsys, *runs, "--json")
+    assert code == 0
+    assert {row["name"]: row["kind"] for row in json.loads(out)["device"]}["gemm"] == "communication"
+
+
 def test_a_run_without_traces_and_a_path_that_is_not_there_are_said(
     tmp_path: Path, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
