@@ -92,6 +92,7 @@ class _Writer:
         """Begins and ends. Of those at one time on one track, ends come before begins, as viewers need it."""
         open_ends: dict[int, list[tuple[int, bytes]]] = {}
         for rows in slice_chunks(slices):
+            self._describe()
             self.file.write(b"".join(self._begins(rows, open_ends)))
         for ends in open_ends.values():
             self.file.write(b"".join(packet for _, packet in reversed(ends)))

@@ -3,7 +3,7 @@
 Times in the frames are nanoseconds since the epoch, so that ranks and nodes share one axis.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,11 +50,13 @@ class Track:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slices:
-    """Placed slices. Those of a track nest or are disjoint and are sorted by start, then longest first."""
+    """Slices in the order of time, those that begin together longest first, as numbers alone: texts take more memory
+    than everything else."""
 
     frame: pl.DataFrame
     finish: Callable[[pl.DataFrame], pl.DataFrame]
-    """Turns some rows into those with the columns SLICE_COLUMNS: texts take more memory than everything else."""
+    """Turns the next rows of the frame into those with the columns SLICE_COLUMNS, grouped by track; slices of a track
+    nest or are disjoint, and keep their order."""
     longest: int
     """Bytes of the longest text that `finish` may put into a row."""
 
@@ -64,7 +66,8 @@ class Scene:
     """All events of one rank or node. Each list holds what is drawn one after the other."""
 
     rank: int | None
-    slices: Sequence[Slices] = ()
+    slices: Iterable[Slices] = ()
+    """Gone through once: what was is not kept."""
     instants: Sequence[pl.DataFrame] = ()
     counters: Sequence[pl.DataFrame] = ()
     derived_counters: Sequence[pl.DataFrame] = ()
@@ -91,7 +94,7 @@ class Tracks:
             self.processes[key] = Process(pid=number, name=name, order=order, rank=rank)
         return self.processes[key]
 
-    def thread(self, process: Process, key: Hashable, name: str, wanted: int | None = None) -> Track:
+    def thread(self, process: Process, key: Hashable, name: str, order: int, wanted: int | None = None) -> Track:
         """The track of a key; its number is `wanted` (a thread's own) where nobody has that yet."""
         full = (process.pid, key)
         if full not in self.threads:
@@ -99,36 +102,12 @@ class Tracks:
             tid = wanted if free and wanted is not None else self._next
             self._next += not free
             self._used.add(tid)
-            order = sum(track.pid == process.pid for track in self.threads.values())
             self.threads[full] = Track(pid=process.pid, tid=tid, name=name, order=order)
         return self.threads[full]
 
     def leave_out(self, reason: str, count: int) -> None:
         if count:
             self.left_out[reason] = self.left_out.get(reason, 0) + count
-
-    def place(
-        self, frame: pl.DataFrame, by: Sequence[str], track: Callable[[tuple[Any, ...], int], Track]
-    ) -> pl.DataFrame:
-        """The frame with its `pid` and `tid`, sorted as a scene's slices are.
-
-        Rows that are equal in the columns `by` share a track, and lanes of it where they overlap: `track` makes the
-        track of such a group and lane.
-        """
-        frame = self.usable(frame).sort("start_ns", "duration_ns", descending=[False, True], maintain_order=True)
-        groups = frame.partition_by(by, maintain_order=True, as_dict=True)
-        placed: list[pl.DataFrame] = []
-        for key in sorted(groups, key=lambda parts: [(part is None, part) for part in parts]):
-            rows = groups[key]
-            starts = rows["start_ns"].to_numpy()
-            found = _lanes(starts, starts + rows["duration_ns"].to_numpy())
-            pids, tids = np.zeros(len(found), dtype=np.int64), np.zeros(len(found), dtype=np.int64)
-            for lane in np.unique(found).tolist():
-                chosen = track(key, lane)
-                pids[found == lane], tids[found == lane] = chosen.pid, chosen.tid
-            rows = rows.with_columns(pid=pl.Series(pids), tid=pl.Series(tids))
-            placed.append(rows)
-        return pl.concat(placed) if placed else frame.with_columns(pid=pl.lit(0, pl.Int64), tid=pl.lit(0, pl.Int64))
 
     def usable(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The slices whose times can be: the others are counted, not drawn."""
@@ -142,17 +121,51 @@ class Tracks:
         return [f"{count:,} events are not in the trace: {reason}" for reason, count in self.left_out.items()]
 
 
-def _lanes(starts: Times, ends: Times) -> Times:
+@dataclass(slots=True, kw_only=True)
+class Placer:
+    """Puts slices on tracks, piece by piece in the order of time (those that begin together longest first)."""
+
+    tracks: Tracks
+    by: Sequence[str]
+    """Columns: rows that are equal in them share a track, and lanes of it where they overlap."""
+    track: Callable[[tuple[Any, ...], int], Track]
+    """Makes the track of such a group and lane."""
+    open_ends: dict[tuple[Any, ...], list[list[int]]] = field(default_factory=dict)
+    """By group and lane: the ends of slices that are open."""
+
+    def place(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The next rows with their `pid` and `tid`, grouped by track; those whose times can't be are left out."""
+        rows = self.tracks.usable(rows)
+        placed = [
+            self._on_tracks(key, group)
+            for key, group in rows.partition_by(self.by, maintain_order=True, as_dict=True).items()
+        ]
+        nowhere = {"pid": pl.lit(0, pl.Int64), "tid": pl.lit(0, pl.Int64)}
+        return pl.concat(placed) if placed else rows.with_columns(**nowhere)
+
+    def _on_tracks(self, key: tuple[Any, ...], group: pl.DataFrame) -> pl.DataFrame:
+        starts = group["start_ns"].to_numpy()
+        found = _lanes(starts, starts + group["duration_ns"].to_numpy(), self.open_ends.setdefault(key, []))
+        pids, tids = np.zeros(len(found), dtype=np.int64), np.zeros(len(found), dtype=np.int64)
+        for lane in np.unique(found).tolist():
+            chosen = self.track(key, lane)
+            pids[found == lane], tids[found == lane] = chosen.pid, chosen.tid
+        return group.with_columns(pid=pl.Series(pids), tid=pl.Series(tids))
+
+
+def _lanes(starts: Times, ends: Times, open_ends: list[list[int]]) -> Times:
     """The lane of each slice; most tracks have but one, and that is seen without a look at each slice."""
-    if len(starts) < 2 or bool(np.all(np.maximum.accumulate(ends)[:-1] <= starts[1:])):
+    free = not open_ends or (len(open_ends) == 1 and (not open_ends[0] or open_ends[0][0] <= starts[0]))
+    if free and bool(np.all(np.maximum.accumulate(ends)[:-1] <= starts[1:])):
+        open_ends[:] = [[int(ends[-1])]]
         return np.zeros(len(starts), dtype=np.int64)
-    return np.array(nested_lanes(starts.tolist(), ends.tolist()), dtype=np.int64)
+    return np.array(nested_lanes(starts.tolist(), ends.tolist(), open_ends), dtype=np.int64)
 
 
 def longest(frame: pl.DataFrame) -> int:
-    """Bytes of the longest name and the longest arguments of a frame of events, together."""
-    texts = [frame[name].str.len_bytes().max() for name in ("name", "args") if name in frame.columns]
-    return sum(size for size in texts if isinstance(size, int))
+    """Bytes of the longest text of each column, together."""
+    sizes = [frame[name].str.len_bytes().max() for name, dtype in frame.schema.items() if dtype == pl.String]
+    return sum(size for size in sizes if isinstance(size, int))
 
 
 def lane_name(name: str, lane: int) -> str:

@@ -3,15 +3,27 @@
 Categories and the keys of arguments are Kineto's, so that an exported trace is one that Kineto's readers understand.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from agprof.exporters.clocks import Clocks
 from agprof.exporters.json_text import members, number, quoted
-from agprof.exporters.tracks import COUNTER_COLUMNS, INSTANT_COLUMNS, SLICE_COLUMNS, Scene, Slices, Tracks, lane_name
+from agprof.exporters.tracks import (
+    COUNTER_COLUMNS,
+    INSTANT_COLUMNS,
+    SLICE_COLUMNS,
+    Placer,
+    Process,
+    Scene,
+    Slices,
+    Track,
+    Tracks,
+    lane_name,
+)
 from agprof.exporters.tracks_run import host_process
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
@@ -33,59 +45,74 @@ CPU_CATEGORIES: Mapping[CpuKind, str] = {
     CpuKind.OVERHEAD: "overhead",
     CpuKind.OTHER: "other",
 }
-_BESIDE = {GpuKind.SYNC: "synchronisation", GpuKind.ANNOTATION: "annotations", GpuKind.OTHER: "other events"}
+_BESIDE = {GpuKind.ANNOTATION: 1, GpuKind.SYNC: 2, GpuKind.OTHER: 3}
 """Kinds that have a track of their own beside the stream's, because they overlap its kernels."""
+_BESIDE_NAMES = ("", ", annotations", ", synchronisation", ", other events")
+_HOST_ORDER, _ALLOCATIONS_ORDER = 100, 10_000
+"""Tracks of the run's own come before those of its trace."""
 _LAUNCHED = (GpuKind.KERNEL, GpuKind.MEMCPY, GpuKind.MEMSET, GpuKind.SYNC)
 """Kinds to which an arrow leads from the host call."""
 MEMORY_CATEGORY = "cpu_instant_event"
 
 
 def trace_scene(trace: RankTrace, clocks: Clocks, tracks: Tracks) -> Scene:
-    """Everything of one rank's trace; its tables are in memory until the scene is dropped."""
+    """Everything of one rank's trace; of its two large tables one is in memory at a time, as numbers."""
     shift = clocks.of_rank(trace.rank)
     names = trace.table("names").unique("name", keep="first")
-    comm = _collective_arguments(trace.table("comm_args")).with_row_index("said")
-    gpu = _with_collectives(trace.table("gpu"), comm, "correlation")
-    cpu = _with_collectives(trace.table("cpu"), comm, "external_id").with_row_index("row")
-    flows = _flows(gpu, cpu, tracks)
     host = host_process(trace.rank, clocks, tracks)
-    waits = trace.table("event_waits").unique("correlation", keep="first")
-    gpu = gpu.join(waits, on="correlation", how="left", maintain_order="left")
-    texts = _Texts(names, comm.select("said", "collective"))
-    on_host = _host_slices(_known(cpu, names, tracks), flows, shift, host, tracks)
-    on_device = _device_slices(_known(gpu, names, tracks), flows, shift, trace.rank, tracks)
-    slices = [
-        texts.slices(on_host, _HOST_ARGUMENTS, CPU_CATEGORIES),
-        texts.slices(on_device, _DEVICE_ARGUMENTS, GPU_CATEGORIES),
-    ]
     memory, derived = _memory(trace.table("memory_events"), shift, host, tracks)
     counters = _counters(trace.table("counters").join(names, on="name", how="inner"), shift, host.pid)
-    return Scene(rank=trace.rank, slices=slices, instants=memory, counters=counters, derived_counters=derived)
+    return Scene(
+        rank=trace.rank,
+        slices=_slices(trace, names, shift, host, tracks),
+        instants=memory,
+        counters=counters,
+        derived_counters=derived,
+    )
+
+
+def _slices(trace: RankTrace, names: pl.DataFrame, shift: int, host: Process, tracks: Tracks) -> Iterator[Slices]:
+    comm = _collective_arguments(trace.table("comm_args")).with_columns(pl.col("start_ns") + shift)
+    of_host, of_device = (_of(comm, key) for key in ("external_id", "correlation"))
+    cpu = trace.table("cpu")
+    flows = _flows(cpu, trace.table("gpu", "kind", "correlation"), tracks)
+    texts = _Texts(names, of_host, ("start_ns", "external_id"), _HOST_ARGUMENTS, _words(CPU_CATEGORIES))
+    yield texts.slices(_host_events(cpu, flows, shift), _host_placer(host, tracks))
+    del cpu
+    gpu = _device_events(trace.table("gpu"), flows, shift, trace.table("event_waits"))
+    texts = _Texts(names, of_device, ("start_ns", "correlation"), _DEVICE_ARGUMENTS, _words(GPU_CATEGORIES))
+    yield texts.slices(gpu, _device_placer(trace.rank, tracks))
+
+
+def _words(categories: Mapping[Any, str]) -> dict[int, str]:
+    return {int(kind): text for kind, text in categories.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The texts of a trace, which rows get when they are written."""
+    """The texts of a table's rows, which they get when they are written."""
 
     names: pl.DataFrame
     collectives: pl.DataFrame
-    """Column `said`: number of the arguments in `collective`."""
+    """Columns `said_by`, and `collective`: arguments that say of which collective an event is."""
+    said_by: tuple[str, str]
+    arguments: pl.Expr
+    categories: Mapping[int, str]
 
-    def slices(self, frame: pl.DataFrame, arguments: pl.Expr, categories: Mapping[Any, str]) -> Slices:
-        words = {int(kind): text for kind, text in categories.items()}
-        columns = [pl.col(name).cast(dtype) for name, dtype in SLICE_COLUMNS.items()]
-
-        def finish(rows: pl.DataFrame) -> pl.DataFrame:
-            rows = rows.join(self.names, on="name", how="left", maintain_order="left")
-            rows = rows.join(self.collectives, on="said", how="left", maintain_order="left").with_columns(own=arguments)
-            both = pl.concat_str(
-                pl.when(pl.col("own") != "").then("own"), "collective", separator=",", ignore_nulls=True
-            )
-            category = pl.col("kind").replace_strict(words, default="other", return_dtype=pl.String)
-            return rows.with_columns(name=pl.col("text"), category=category, args=both).select(columns)
-
+    def slices(self, frame: pl.DataFrame, placer: Placer) -> Slices:
         sizes = [self.names["text"].str.len_bytes().max(), self.collectives["collective"].str.len_bytes().max()]
-        return Slices(frame=frame, finish=finish, longest=sum(size for size in sizes if isinstance(size, int)))
+        longest = sum(size for size in sizes if isinstance(size, int))
+        return Slices(frame=frame, finish=lambda rows: self._finish(rows, placer), longest=longest)
+
+    def _finish(self, rows: pl.DataFrame, placer: Placer) -> pl.DataFrame:
+        named = rows.join(self.names, on="name", how="inner", maintain_order="left")
+        placer.tracks.leave_out("their name is not in the run folder", rows.height - named.height)
+        rows = named.join(self.collectives, on=self.said_by, how="left", nulls_equal=True, maintain_order="left")
+        rows = placer.place(rows).with_columns(own=self.arguments)
+        both = pl.concat_str(pl.when(pl.col("own") != "").then("own"), "collective", separator=",", ignore_nulls=True)
+        category = pl.col("kind").replace_strict(self.categories, default="other", return_dtype=pl.String)
+        rows = rows.with_columns(name=pl.col("text"), category=category, args=both)
+        return rows.select(pl.col(name).cast(dtype) for name, dtype in SLICE_COLUMNS.items())
 
 
 _HOST_ARGUMENTS = members({
@@ -108,20 +135,14 @@ _DEVICE_ARGUMENTS = members({
 })  # fmt: skip
 
 
-def _known(frame: pl.DataFrame, names: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
-    """The rows whose name the run folder holds: the others are counted, not drawn."""
-    known = frame.join(names, on="name", how="semi", maintain_order="left")
-    tracks.leave_out("their name is not in the run folder", frame.height - known.height)
-    return known
-
-
-def _flows(gpu: pl.DataFrame, cpu: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
+def _flows(cpu: pl.DataFrame, gpu: pl.DataFrame, tracks: Tracks) -> pl.DataFrame:
     """Number of the arrow, row of the launch, correlation: one arrow for each launch whose work is in the trace."""
-    calls = cpu.filter(pl.col("kind").is_in([CpuKind.RUNTIME, CpuKind.DRIVER]) & pl.col("correlation").is_not_null())
-    work = gpu.filter(pl.col("correlation").is_not_null() & pl.col("kind").is_in(_LAUNCHED))
+    calls = cpu.select("kind", "correlation").with_row_index("row").drop_nulls("correlation")
+    calls = calls.filter(pl.col("kind").is_in([CpuKind.RUNTIME, CpuKind.DRIVER]))
+    work = gpu.filter(pl.col("kind").is_in(_LAUNCHED)).select("correlation").drop_nulls().unique()
     launches = (
         calls.unique("correlation", keep="first", maintain_order=True)
-        .join(work.select("correlation").unique(), on="correlation", how="semi", maintain_order="left")
+        .join(work, on="correlation", how="semi", maintain_order="left")
         .select("row", "correlation")
         .with_row_index("flow", offset=tracks.flows + 1)
         .with_columns(pl.col("flow").cast(pl.Int64))
@@ -145,42 +166,60 @@ def _collective_arguments(frame: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
 
 
-def _with_collectives(frame: pl.DataFrame, comm: pl.DataFrame, key: str) -> pl.DataFrame:
-    """The frame with column `said`; a device activity is known by its correlation, a host event by the other."""
-    mine = comm.filter(pl.col("correlation").is_not_null() if key == "correlation" else pl.col("correlation").is_null())
-    mine = mine.select("start_ns", key, "said").unique(["start_ns", key], keep="first")
-    return frame.join(mine, on=["start_ns", key], how="left", nulls_equal=True, maintain_order="left")
+def _of(comm: pl.DataFrame, key: str) -> pl.DataFrame:
+    """What device activities say, which are known by their correlation, or host events, by their external id."""
+    on_device = pl.col("correlation").is_not_null()
+    mine = comm.filter(on_device if key == "correlation" else ~on_device)
+    return mine.select("start_ns", key, "collective").unique(["start_ns", key], keep="first")
 
 
-def _host_slices(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, process: Any, tracks: Tracks) -> pl.DataFrame:
-    def track(key: tuple[Any, ...], lane: int) -> Any:
+def _host_events(frame: pl.DataFrame, flows: pl.DataFrame, shift: int) -> pl.DataFrame:
+    numbers = np.zeros(frame.height, dtype=np.int64)
+    numbers[flows["row"].to_numpy()] = flows["flow"].to_numpy()
+    return frame.with_columns(
+        pl.col("start_ns") + shift, flow_out=_not_zero(pl.lit(pl.Series(numbers))), flow_in=pl.lit(None, pl.Int64)
+    )
+
+
+def _not_zero(values: pl.Expr) -> pl.Expr:
+    return pl.when(values != 0).then(values)
+
+
+def _host_placer(process: Process, tracks: Tracks) -> Placer:
+    def track(key: tuple[Any, ...], lane: int) -> Track:
         (thread,) = key
         name = "unknown thread" if thread is None else f"thread {thread}"
-        return tracks.thread(process, ("host", thread, lane), lane_name(name, lane), thread if lane == 0 else None)
+        wanted = thread if lane == 0 else None
+        return tracks.thread(process, ("host", thread, lane), lane_name(name, lane), _HOST_ORDER + lane, wanted)
 
-    started = flows.select("row", flow_out="flow")
-    frame = frame.join(started, on="row", how="left", maintain_order="left").with_columns(pl.col("start_ns") + shift)
-    placed = tracks.place(frame, ["thread"], track)
-    return placed.with_columns(flow_in=pl.lit(None, pl.Int64))
+    return Placer(tracks=tracks, by=["thread"], track=track)
 
 
-def _device_slices(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, rank: int, tracks: Tracks) -> pl.DataFrame:
-    def track(key: tuple[Any, ...], lane: int) -> Any:
+def _device_events(frame: pl.DataFrame, flows: pl.DataFrame, shift: int, waits: pl.DataFrame) -> pl.DataFrame:
+    known = frame.select("correlation").join(
+        flows.select("correlation", flow_in="flow"), on="correlation", how="left", maintain_order="left"
+    )
+    known = known.join(
+        waits.unique("correlation", keep="first"), on="correlation", how="left", maintain_order="left"
+    ).drop("correlation")
+    return frame.hstack(known).with_columns(
+        pl.col("start_ns") + shift,
+        flow_in=pl.when(pl.col("kind").is_in(_LAUNCHED)).then("flow_in"),
+        flow_out=pl.lit(None, pl.Int64),
+        beside=pl.col("kind").replace_strict(_BESIDE, default=0, return_dtype=pl.Int64),
+    )
+
+
+def _device_placer(rank: int, tracks: Tracks) -> Placer:
+    def track(key: tuple[Any, ...], lane: int) -> Track:
         device, stream, beside = key
         label = "device" if device is None else f"GPU {device}"
         process = tracks.process(("device", rank, device), f"rank {rank:02d} {label}", 10 * rank + 1, rank)
-        name = ("no stream" if stream is None else f"stream {stream}") + (f", {beside}" if beside else "")
-        return tracks.thread(process, (stream, beside, lane), lane_name(name, lane))
+        name = ("no stream" if stream is None else f"stream {stream}") + _BESIDE_NAMES[beside]
+        order = 10 * min(max(stream or 0, 0), 10**6) + beside
+        return tracks.thread(process, (stream, beside, lane), lane_name(name, lane), order)
 
-    ended = flows.select("correlation", flow_in="flow")
-    work = pl.col("kind").is_in(_LAUNCHED)
-    frame = frame.join(ended, on="correlation", how="left", maintain_order="left").with_columns(
-        pl.col("start_ns") + shift,
-        flow_in=pl.when(work).then("flow_in"),
-        beside=pl.col("kind").replace_strict(_BESIDE, default="", return_dtype=pl.String),
-        flow_out=pl.lit(None, pl.Int64),
-    )
-    return tracks.place(frame, ["device", "stream", "beside"], track)
+    return Placer(tracks=tracks, by=["device", "stream", "beside"], track=track)
 
 
 def _memory(
@@ -189,7 +228,7 @@ def _memory(
     """Allocations as Kineto's instants, and what is allocated and reserved as counters."""
     if frame.is_empty():
         return [], []
-    track = tracks.thread(process, "allocations", "allocations")
+    track = tracks.thread(process, "allocations", "allocations", _ALLOCATIONS_ORDER)
     frame = frame.with_columns(pl.col("time_ns") + shift)
     instants = frame.select(
         pid=pl.lit(process.pid, pl.Int64),

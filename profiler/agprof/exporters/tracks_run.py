@@ -1,6 +1,7 @@
 """The run's own tables on tracks: steps, phases, ranges, modules, collectives, waits, generations, marks, samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -11,9 +12,11 @@ from agprof.exporters.tracks import (
     COUNTER_COLUMNS,
     INSTANT_COLUMNS,
     SLICE_COLUMNS,
+    Placer,
     Process,
     Scene,
     Slices,
+    Track,
     Tracks,
     lane_name,
     longest,
@@ -21,7 +24,8 @@ from agprof.exporters.tracks import (
 from agprof.model.tables import BY_NAME
 from agprof.store.reader import Run
 
-STEP_TRACK, THREAD_TRACK, GENERATE_TRACK, FLIGHT_TRACK, DEVICE_TRACK = range(5)
+STEP_TRACK, THREAD_TRACK, GENERATE_TRACK, FLIGHT_TRACK, DEVICE_TRACK, MARK_TRACK = range(6)
+"""In the order in which they are shown."""
 _PLACED_BY = ("track", "thread", "label")
 MARK = "mark"
 
@@ -64,23 +68,22 @@ def rank_scene(run: Run, rank: int, clocks: Clocks, tracks: Tracks) -> Scene:
     process = host_process(rank, clocks, tracks)
     shift = clocks.of_rank(rank)
     tables = {name: _rows(run, name, tracks, rank=rank) for name, table in BY_NAME.items() if table.scope == "rank"}
-    frames = [
+    sources = [
         _steps(tables["steps"]), _micro_steps(tables["micro_steps"]), _spans(tables["spans"]),
         _collectives(tables["collectives"]), _waits(tables["waits"]), _generations(tables["generations"]),
         _device_spans(tables["device_spans"], tables["spans"]),
     ]  # fmt: skip
-    whole = pl.concat(frames).with_columns(pl.col("start_ns") + shift)
 
-    def track(key: tuple[Any, ...], lane: int) -> Any:
+    def track(key: tuple[Any, ...], lane: int) -> Track:
         kind, thread, label = key
-        return tracks.thread(process, ("run", *key, lane), lane_name(_track_name(kind, thread, label), lane), thread)
+        name = lane_name(_track_name(kind, thread, label), lane)
+        return tracks.thread(process, ("run", *key, lane), name, kind, thread if lane == 0 else None)
 
-    slices = tracks.place(whole, _PLACED_BY, track).with_columns(flow_out=None, flow_in=None)
     samples = _rows(run, "process_samples", tracks).filter(pl.col("rank") == rank)
     workers, own = samples.filter(pl.col("role") == "worker"), samples.filter(pl.col("role") == "rank")
     return Scene(
         rank=rank,
-        slices=[Slices(frame=slices, finish=lambda rows: _as(rows, SLICE_COLUMNS), longest=longest(slices))],
+        slices=[_merged(sources, shift, Placer(tracks=tracks, by=_PLACED_BY, track=track))],
         instants=_marks(tables["marks"], process, shift, tracks),
         counters=[
             *_counters(tables["memory"], MEMORY_COUNTERS, process, shift),
@@ -121,51 +124,91 @@ def _track_name(kind: int, thread: int | None, label: str) -> str:
     }[kind]
 
 
-def _slices(
-    frame: pl.DataFrame, kind: int, category: pl.Expr, name: pl.Expr, end: pl.Expr, args: Mapping[str, pl.Expr],
-    label: pl.Expr | None = None, thread: pl.Expr | None = None,
-) -> pl.DataFrame:  # fmt: skip
-    """One form for all own slices. `args` come after the category, which is an argument too."""
-    frame = frame.with_columns(
-        category=category,
-        name=name,
-        duration_ns=end - pl.col("start_ns"),
-        track=pl.lit(kind, pl.Int64),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """The slices of one table."""
+
+    rows: pl.DataFrame
+    """The table's, and columns of JSON texts that `args` need."""
+    places: pl.DataFrame
+    """For each row _PLACED_BY, start_ns, duration_ns."""
+    category: pl.Expr
+    name: pl.Expr
+    args: Mapping[str, pl.Expr]
+
+    def texts(self, positions: pl.Series) -> pl.DataFrame:
+        """Name, category and arguments of some rows; the category is an argument too."""
+        rows = self.rows[positions].with_columns(category=self.category)
+        rows = rows.with_columns(category_json=quoted(rows["category"]))
+        args = members({"category": pl.col("category_json"), **self.args})
+        return rows.select(self.name.alias("name"), "category", args.alias("args"))
+
+
+def _merged(sources: Sequence[_Source], shift: int, placer: Placer) -> Slices:
+    """The slices of several tables in the order of time."""
+    places = [
+        source.places.with_columns(pl.col("start_ns") + shift, source=pl.lit(number)).with_row_index("row")
+        for number, source in enumerate(sources)
+    ]
+    order = pl.concat(places).sort("start_ns", "duration_ns", descending=[False, True], maintain_order=True)
+
+    def finish(rows: pl.DataFrame) -> pl.DataFrame:
+        placed = placer.place(rows).with_row_index("at")
+        parts = [
+            part.hstack(sources[number].texts(part["row"]))
+            for (number,), part in placed.partition_by(["source"], maintain_order=True, as_dict=True).items()
+        ]
+        whole = pl.concat(parts).sort("at") if parts else placed.with_columns(name=None, category=None, args=None)
+        return _as(whole.with_columns(flow_out=None, flow_in=None), SLICE_COLUMNS)
+
+    return Slices(frame=order, finish=finish, longest=max((longest(source.rows) for source in sources), default=0))
+
+
+def _source(
+    frame: pl.DataFrame,
+    kind: pl.Expr | int,
+    category: pl.Expr,
+    name: pl.Expr,
+    end: pl.Expr,
+    args: Mapping[str, pl.Expr],
+    label: pl.Expr | None = None,
+    thread: pl.Expr | None = None,
+) -> _Source:
+    places = frame.select(
+        track=pl.lit(kind, pl.Int64) if isinstance(kind, int) else kind.cast(pl.Int64),
         thread=pl.lit(None, pl.Int64) if thread is None else thread.cast(pl.Int64),
         label=pl.lit("") if label is None else label,
+        start_ns="start_ns",
+        duration_ns=end - pl.col("start_ns"),
     )
-    frame = frame.with_columns(category_json=quoted(frame["category"]))
-    return frame.select(
-        *_PLACED_BY, "start_ns", "duration_ns", "name", "category",
-        members({"category": pl.col("category_json"), **args}).alias("args"),
-    )  # fmt: skip
+    return _Source(rows=frame, places=places, category=category, name=name, args=args)
 
 
 def _in_step(frame: pl.DataFrame) -> dict[str, pl.Expr]:
     return {name: number(name) for name in ("step", "micro_step") if name in frame.columns}
 
 
-def _steps(frame: pl.DataFrame) -> pl.DataFrame:
+def _steps(frame: pl.DataFrame) -> _Source:
     args = {**_in_step(frame), "loss": number("loss"), "samples": number("samples"), "tokens": number("tokens"),
             "profiled": boolean("profiled")}  # fmt: skip
     name = pl.format("step {}", pl.col("step"))
-    return _slices(frame, STEP_TRACK, pl.lit("step"), name, pl.col("end_ns"), args)
+    return _source(frame, STEP_TRACK, pl.lit("step"), name, pl.col("end_ns"), args)
 
 
-def _micro_steps(frame: pl.DataFrame) -> pl.DataFrame:
+def _micro_steps(frame: pl.DataFrame) -> _Source:
     name = pl.format("micro-step {}", pl.col("micro_step"))
     args = {**_in_step(frame), "loss": number("loss")}
-    return _slices(frame, STEP_TRACK, pl.lit("micro_step"), name, pl.col("end_ns"), args)
+    return _source(frame, STEP_TRACK, pl.lit("micro_step"), name, pl.col("end_ns"), args)
 
 
-def _spans(frame: pl.DataFrame) -> pl.DataFrame:
-    return _slices(
+def _spans(frame: pl.DataFrame) -> _Source:
+    return _source(
         frame, THREAD_TRACK, pl.col("category"), pl.col("name"), pl.col("end_ns"), _in_step(frame),
         thread=pl.col("thread"),
     )  # fmt: skip
 
 
-def _collectives(frame: pl.DataFrame) -> pl.DataFrame:
+def _collectives(frame: pl.DataFrame) -> _Source:
     """A synchronous one lies on its thread; an asynchronous one, from its issue to its completion, beside it."""
     frame = frame.with_columns(op_json=quoted(frame["op"]), group_json=quoted(frame["group"]),
                                dtype_json=quoted(frame["dtype"]), caller_json=quoted(frame["caller"]))  # fmt: skip
@@ -177,39 +220,42 @@ def _collectives(frame: pl.DataFrame) -> pl.DataFrame:
         "seen to end": pl.when(pl.col("end_ns").is_null()).then(pl.lit("false")),
     }  # fmt: skip
     end = pl.coalesce(pl.when("async_op").then("end_ns"), pl.col("issue_end_ns"))
-    placed = _slices(
-        frame, THREAD_TRACK, pl.lit("collective"), pl.col("op"), end, args,
+    return _source(
+        frame,
+        pl.when("async_op").then(pl.lit(FLIGHT_TRACK)).otherwise(pl.lit(THREAD_TRACK)),
+        pl.lit("collective"),
+        pl.col("op"),
+        end,
+        args,
         label=pl.when("async_op").then("group").otherwise(pl.lit("")),
         thread=pl.when(~pl.col("async_op")).then("thread"),
-    )  # fmt: skip
-    flight = pl.when(pl.col("thread").is_null()).then(pl.lit(FLIGHT_TRACK, pl.Int64)).otherwise("track")
-    return placed.with_columns(track=flight)
+    )
 
 
-def _waits(frame: pl.DataFrame) -> pl.DataFrame:
+def _waits(frame: pl.DataFrame) -> _Source:
     name = pl.format("wait {}", pl.col("op"))
-    return _slices(
+    return _source(
         frame, THREAD_TRACK, pl.lit("wait"), name, pl.col("end_ns"), _in_step(frame), thread=pl.col("thread")
     )
 
 
-def _generations(frame: pl.DataFrame) -> pl.DataFrame:
+def _generations(frame: pl.DataFrame) -> _Source:
     args = {**_in_step(frame), "batch": number("batch"), "prompt_tokens": number("prompt_tokens"),
             "new_tokens": number("new_tokens")}  # fmt: skip
-    return _slices(frame, GENERATE_TRACK, pl.lit("generation"), pl.lit("generate"), pl.col("end_ns"), args)
+    return _source(frame, GENERATE_TRACK, pl.lit("generation"), pl.lit("generate"), pl.col("end_ns"), args)
 
 
-def _device_spans(frame: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+def _device_spans(frame: pl.DataFrame, spans: pl.DataFrame) -> _Source:
     hosts = spans.select("span", "step", "micro_step", "name").unique("span", keep="last", maintain_order=True)
     joined = frame.select("span", "start_ns", "duration_ns").join(hosts, on="span", maintain_order="left")
     end = pl.col("start_ns") + pl.col("duration_ns")
-    return _slices(joined, DEVICE_TRACK, pl.lit("device"), pl.col("name"), end, _in_step(joined))
+    return _source(joined, DEVICE_TRACK, pl.lit("device"), pl.col("name"), end, _in_step(joined))
 
 
 def _marks(frame: pl.DataFrame, process: Process, shift: int, tracks: Tracks) -> list[pl.DataFrame]:
     if frame.is_empty():
         return []
-    track = tracks.thread(process, "marks", "marks")
+    track = tracks.thread(process, "marks", "marks", MARK_TRACK)
     frame = frame.with_columns(
         pl.col("time_ns") + shift,
         pid=pl.lit(process.pid, pl.Int64),
