@@ -10,7 +10,6 @@ import itertools
 import os
 import platform
 import sys
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from agprof.instruments.place import Place, place_of
 from agprof.model.settings import ENV_FOREIGN, ENV_NODE, ENV_RUN_DIR, ENV_SETTINGS, InstrumentSettings
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.store import layout
+from agprof.store.clocks import read_clocks
 
 MAX_ATTEMPTS = 1000
 MAX_DESCRIBED_ROOTS = 8
@@ -117,11 +117,7 @@ def header(rank: int) -> dict[str, Any]:
         "pid": os.getpid(),
         "schema_version": SCHEMA_VERSION,
         "agprof_version": __version__,
-        "clock": {
-            "realtime_ns": time.time_ns(),
-            "monotonic_ns": time.monotonic_ns(),
-            "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        },
+        "clock": read_clocks(),
         "python": platform.python_version(),
         "argv": [Path(sys.argv[0]).name, *sys.argv[1:]] if getattr(sys, "argv", None) else [],
     }

@@ -79,6 +79,11 @@ class NsysCapture:
             self._recorder.profiled = True
 
     def _begin(self) -> None:
+        if self._settings.by == "cuda" and not self._torch.cuda.is_initialized():
+            self._recorder.fact(
+                "nsys.absent", "the training does not use the GPU, by which nsys was to be told its steps"
+            )
+            return
         begin_ns = self._recorder.clock()
         if self._settings.by == "cuda":
             self._torch.cuda.profiler.start()

@@ -25,6 +25,7 @@ from agprof.sampler.nvml import Gpus, NoNvmlError, load_nvml
 from agprof.sampler.processes import RankTrees
 from agprof.sampler.states import SECOND_NS, States
 from agprof.store import layout
+from agprof.store.clocks import read_clocks
 from agprof.store.writer import StreamWriter
 
 SYNC_PERIOD_NS = 10 * SECOND_NS
@@ -94,11 +95,7 @@ def open_stream(run: Path, node: int, period_s: float) -> StreamWriter:
         "pid": os.getpid(),
         "schema_version": SCHEMA_VERSION,
         "agprof_version": __version__,
-        "clock": {
-            "realtime_ns": time.time_ns(),
-            "monotonic_ns": time.monotonic_ns(),
-            "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        },
+        "clock": read_clocks(),
         "period_s": period_s,
     }
     try:

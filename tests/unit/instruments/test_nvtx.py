@@ -146,3 +146,75 @@ def test_names_are_bounded(rig, ranges, monkeypatch):
 
 def test_without_a_tool_there_are_no_ranges():
     assert not nvtx_ranges.NvtxRanges().active
+
+
+class OldTool:
+    """The private parts of nvtx 0.2.12 and later, as they are under an nsys that says it is switched off."""
+
+    def __init__(self, enabled=False, broken=False):
+        made = self.made = []
+
+        class DomainHandle:
+            def __init__(self, name):
+                self.name = name
+
+            def enabled(self):
+                return enabled
+
+        class Domain:
+            def __new__(cls, name):
+                raise AssertionError("would give a domain that does nothing")
+
+            def __init__(self, name):
+                made.append(name)
+
+            def get_event_attributes(self, message, color=None):
+                if broken:
+                    raise TypeError
+                return message
+
+            def push_range(self, attributes): ...
+            def pop_range(self): ...
+
+        class DummyDomain(Domain):
+            def __new__(cls):
+                return object.__new__(cls)
+
+            def __init__(self): ...
+
+        self.lib = type("lib", (), {"DomainHandle": DomainHandle, "Domain": Domain})
+        self.dummy = DummyDomain()
+
+    def install(self, monkeypatch):
+        import nvtx
+
+        monkeypatch.setattr(nvtx, "get_domain", lambda _name: self.dummy)
+        monkeypatch.setattr(nvtx._lib, "lib", self.lib)
+
+
+def test_a_tool_that_says_it_is_off_gets_its_ranges(monkeypatch):
+    tool = OldTool()
+    tool.install(monkeypatch)
+    monkeypatch.setenv("NVTX_INJECTION64_PATH", "/nsys/libToolsInjection64.so")
+    ranges = nvtx_ranges.NvtxRanges()
+    assert ranges.active and ranges.forced
+    assert tool.made == ["agprof"]
+
+
+@pytest.mark.parametrize(("attached", "options"), [(False, {}), (True, {"enabled": True}), (True, {"broken": True})])
+def test_nothing_is_forced_without_a_tool_or_a_way(monkeypatch, attached, options):
+    OldTool(**options).install(monkeypatch)
+    monkeypatch.delenv("NVTX_INJECTION64_PATH", raising=False)
+    if attached:
+        monkeypatch.setenv("NVTX_INJECTION64_PATH", "/nsys/libToolsInjection64.so")
+    ranges = nvtx_ranges.NvtxRanges()
+    assert not ranges.active and not ranges.forced
+
+
+def test_other_names_in_nvtx_are_no_error(monkeypatch):
+    OldTool().install(monkeypatch)
+    import nvtx
+
+    monkeypatch.setattr(nvtx._lib, "lib", object())
+    monkeypatch.setenv("NVTX_INJECTION64_PATH", "/nsys/libToolsInjection64.so")
+    assert not nvtx_ranges.NvtxRanges().active
