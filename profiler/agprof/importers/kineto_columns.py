@@ -32,10 +32,14 @@ OPERATIONS = {
 
 
 def gpu_columns(
-    writer: TraceWriter, events: list[Complete], kinds: Int64s, starts: Int64s, durations: Int64s
+    writer: TraceWriter,
+    events: list[Complete],
+    args: list[Args],
+    kinds: Int64s,
+    starts: Int64s,
+    durations: Int64s,
 ) -> Columns:
     """Rows of table `gpu`. Device and stream are the event's own, or process and thread where it names none."""
-    args = [event.args for event in events]
     device, stream = int_column([a.device for a in args]), label_column([a.stream for a in args])
     if (device == NOTHING).any():
         device = np.where(device == NOTHING, label_column([event.pid for event in events]), device)
@@ -57,10 +61,14 @@ def gpu_columns(
 
 
 def cpu_columns(
-    writer: TraceWriter, events: list[Complete], kinds: Int64s, starts: Int64s, durations: Int64s
+    writer: TraceWriter,
+    events: list[Complete],
+    args: list[Args],
+    kinds: Int64s,
+    starts: Int64s,
+    durations: Int64s,
 ) -> Columns:
     """Rows of table `cpu`."""
-    args = [event.args for event in events]
     threads = label_column([event.tid for event in events])
     if (threads >= FIRST_MADE_UP_THREAD).any():
         own = int_column([a.thread for a in args])
@@ -79,9 +87,8 @@ def cpu_columns(
     }
 
 
-def comm_columns(events: list[Complete], starts: Int64s) -> Columns:
+def comm_columns(args: list[Args], starts: Int64s) -> Columns:
     """Rows of table `comm_args`."""
-    args = [event.args for event in events]
     return {
         "start_ns": starts,
         "correlation": int_column([a.correlation for a in args]),
@@ -109,9 +116,8 @@ def memory_columns(args: list[MemoryArgs], times: Int64s) -> Columns:
     }
 
 
-def wait_columns(events: list[Complete]) -> Columns:
+def wait_columns(args: list[Args]) -> Columns:
     """Rows of table `event_waits`."""
-    args = [event.args for event in events]
     return {
         "correlation": int_column([a.correlation for a in args]),
         "waited_stream": int_column([a.waited_stream for a in args]),
@@ -122,15 +128,16 @@ def wait_columns(events: list[Complete]) -> Columns:
 def external_ids(args: list[Args]) -> Int64s:
     """`External id`, or as old files write it, `external id`."""
     found = int_column([a.external_id for a in args])
-    if (found == NOTHING).any():
-        found = np.where(found == NOTHING, int_column([a.old_external_id for a in args]), found)
+    missing = np.flatnonzero(found == NOTHING)
+    if len(missing):
+        found[missing] = int_column([args[place].old_external_id for place in missing.tolist()])
     return found
 
 
 def int_column(values: list[int]) -> Int64s:
     """An array of integers; what does not fit in 64 bits counts as not given."""
     try:
-        return np.array(values, np.int64)
+        return np.fromiter(values, np.int64, len(values))
     except OverflowError:
         return np.array([value if abs(value) <= MAX_INT else NOTHING for value in values], np.int64)
 
@@ -138,8 +145,8 @@ def int_column(values: list[int]) -> Int64s:
 def label_column(values: list[Label]) -> Int64s:
     """An array of the numbers that threads or streams are called by."""
     try:
-        return np.array(values, np.int64)
-    except (ValueError, OverflowError):
+        return np.fromiter(values, np.int64, len(values))
+    except (ValueError, TypeError, OverflowError):
         known: dict[Label, int] = {}
         return np.array([known.get(value) or known.setdefault(value, number(value)) for value in values], np.int64)
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from agprof.importers import kineto_columns as columns
 from agprof.importers.kineto_columns import Columns
-from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, NOT_WORK, NOTHING, Complete, Instant
+from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, NOT_WORK, NOTHING, Args, Complete, Instant
 from agprof.importers.kineto_time import MAX_INT, Int64s
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import TraceWriter
@@ -22,21 +22,42 @@ MAX_TIME_NS = MAX_INT // 2
 _CPU, _NO_ROW, _NO_CATEGORY = 16, 32, 33
 
 
-class _Codes(dict[str, int]):
-    """Code of a category: its GpuKind, or 16 + its CpuKind, or one of those that make no row."""
+_CODES = {
+    **{category: int(kind) for category, kind in GPU_KINDS.items()},
+    **{category: _CPU + int(kind) for category, kind in CPU_KINDS.items()},
+    **dict.fromkeys(NOT_WORK, _NO_ROW),
+    "": _NO_CATEGORY,
+}
+"""Code of a category: its GpuKind, or 16 + its CpuKind, or one of those that make no row."""
+_MOST_CATEGORIES = 1000
+
+
+class _Categories(dict[str, int]):
+    """Numbers for categories as they appear; what each is, and how often it was seen."""
+
+    def __init__(self) -> None:
+        self._codes: list[int] = []
+        self._seen = np.zeros(0, np.int64)
 
     def __missing__(self, category: str) -> int:
-        return _CPU + int(CpuKind.OTHER)
+        if len(self._codes) > _MOST_CATEGORIES:
+            category = "(more categories)"
+            if category in self:
+                return self[category]
+        self[category] = len(self._codes)
+        self._codes.append(_CODES.get(category, _CPU + int(CpuKind.OTHER)))
+        return self[category]
 
+    def codes(self, events: list[Complete]) -> Int64s:
+        """The code of every event's category; they are counted."""
+        numbers = np.fromiter([self[event.cat] for event in events], np.int64, len(events))
+        seen = np.bincount(numbers, minlength=len(self._codes))
+        seen[: len(self._seen)] += self._seen
+        self._seen = seen
+        return np.array(self._codes, np.int64)[numbers]
 
-_CODES = _Codes(
-    {
-        **{category: int(kind) for category, kind in GPU_KINDS.items()},
-        **{category: _CPU + int(kind) for category, kind in CPU_KINDS.items()},
-        **dict.fromkeys(NOT_WORK, _NO_ROW),
-        "": _NO_CATEGORY,
-    }
-)
+    def counts(self) -> dict[str, int]:
+        return {category: int(self._seen[number]) for category, number in self.items()}
 
 
 class Tally(msgspec.Struct):
@@ -61,42 +82,41 @@ class Rows:
         self._offset_ns = offset_ns
         self._first_ns, self._last_ns = MAX_INT, -MAX_INT
         self._finer = False
+        self._categories = _Categories()
         self._held: dict[str, list[Columns]] = {}
         self._rows_held: Count[str] = Count()
 
     def complete(self, events: list[Complete], starts: Int64s, durations: Int64s) -> None:
-        """Events with a duration; their times as the file has them, in ns. Raises OSError."""
-        categories = [event.cat for event in events]
-        self.events.update(categories)
-        codes = np.array([_CODES[category] for category in categories], np.int64)
+        """Events with a duration, their times as the file has them, in ns. Raises OSError."""
+        if not events:
+            return
+        codes = self._categories.codes(events)
         if not self._finer:
             self._finer = bool((durations % 1000).any() or (starts % 1000).any())
         bad = self._unusable(codes, starts, durations)
         if bad.any():
-            events = list(compress(events, ~bad))
+            events = list(compress(events, (~bad).tolist()))
             codes, starts, durations = codes[~bad], starts[~bad], durations[~bad]
         starts = starts + self._offset_ns
         rows = codes < _NO_ROW
         if rows.any():
             self._first_ns = min(self._first_ns, int(starts[rows].min()))
             self._last_ns = max(self._last_ns, int((starts + durations)[rows].max()))
-        for table, kinds, chosen in (
-            ("gpu", codes, codes < _CPU),
-            ("cpu", codes - _CPU, (codes >= _CPU) & (codes < _NO_ROW)),
-        ):
+        on_gpu = codes < _CPU
+        for chosen in (on_gpu, rows & ~on_gpu):
             if chosen.any():
-                make = columns.gpu_columns if table == "gpu" else columns.cpu_columns
-                some = list(compress(events, chosen))
-                self._hold(table, make(self._writer, some, kinds[chosen], starts[chosen], durations[chosen]))
+                some = list(compress(events, chosen.tolist()))
+                args = [event.args for event in some]
+                if chosen is on_gpu:
+                    kinds, table, make = codes[chosen], "gpu", columns.gpu_columns
+                else:
+                    kinds, table, make = codes[chosen] - _CPU, "cpu", columns.cpu_columns
+                self._hold(table, make(self._writer, some, args, kinds, starts[chosen], durations[chosen]))
+                self._collectives(args, starts[chosen])
         if (codes == GpuKind.SYNC).any():
-            waits = [
-                event for event in events if NOTHING not in (event.args.record_correlation, event.args.correlation)
-            ]
+            waits = [a for event in events if NOTHING not in ((a := event.args).record_correlation, a.correlation)]
             if waits:
                 self._hold("event_waits", columns.wait_columns(waits))
-        says_comm = [event.args.collective is not None for event in events]
-        if any(says_comm):
-            self._hold("comm_args", columns.comm_columns(list(compress(events, says_comm)), starts[says_comm]))
 
     def memory(self, events: list[Instant], times: Int64s) -> None:
         """Allocations and frees. Raises OSError."""
@@ -121,12 +141,17 @@ class Rows:
         self._writer.close()
         seen = self._first_ns <= self._last_ns
         return Tally(
-            events=dict(self.events),
+            events=dict(self.events + Count(self._categories.counts())),
             left_out={reason: count for reason, count in self.left_out.items() if count},
             first_ns=self._first_ns if seen else None,
             last_ns=self._last_ns if seen else None,
             timestamp_unit="" if not seen else "ns" if self._finer else "us",
         )
+
+    def _collectives(self, args: list[Args], starts: Int64s) -> None:
+        saying = [number for number, a in enumerate(args) if a.collective is not None]
+        if saying:
+            self._hold("comm_args", columns.comm_columns([args[number] for number in saying], starts[saying]))
 
     def _unusable(
         self, codes: Int64s, starts: Int64s, durations: Int64s

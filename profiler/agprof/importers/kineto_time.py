@@ -7,6 +7,7 @@ wrote for some weeks of 2024) only the text has the nanoseconds, and the file is
 nanosecond are rounded half to even.
 """
 
+from array import array
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any
 
@@ -21,16 +22,20 @@ EXACT_BELOW_US = float(2**43)
 
 def array_ns(microseconds: list[Any]) -> Int64s | None:
     """Nanoseconds of times that are int or float; None where that is not exact, or where some are something else."""
-    if not microseconds:
-        return np.empty(0, np.int64)
     try:
-        values = np.array(microseconds)
-    except (ValueError, OverflowError):
+        integers: Int64s = np.frombuffer(array("q", microseconds), np.int64)
+    except (TypeError, OverflowError):
+        return _rounded_ns(microseconds)
+    limit = MAX_INT // 1000
+    return integers * 1000 if not len(integers) or (-limit <= integers.min() and integers.max() <= limit) else None
+
+
+def _rounded_ns(microseconds: list[Any]) -> Int64s | None:
+    try:
+        values = np.frombuffer(array("d", microseconds), np.float64)
+    except (TypeError, OverflowError):
         return None
-    if values.dtype == np.int64:
-        limit = MAX_INT // 1000
-        return values * 1000 if -limit <= values.min() and values.max() <= limit else None
-    if values.dtype != np.float64 or not np.abs(values).max() < EXACT_BELOW_US:  # NaN is not below
+    if not np.abs(values).max() < EXACT_BELOW_US:  # NaN is not below
         return None
     whole = np.floor(values)
     part = (values - whole) * 1000.0
