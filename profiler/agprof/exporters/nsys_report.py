@@ -20,6 +20,8 @@ from agprof.store.reader import Run
 SUFFIX = ".nsys-rep"
 CAPTURED = "nsys"
 """Folder of the reports that nsys captured of the run."""
+_SLOW_EVENTS = 300_000
+"""ImportNvtxt takes 240,000 a second; what takes longer than two seconds is announced."""
 
 
 def export(run: Run, folder: Path, say: Say) -> list[Path]:
@@ -64,6 +66,9 @@ def captured_reports(run: Run) -> list[tuple[int, Path]]:
 
 
 def _import(nsys: Path, importer: Importer, text: Path, report: Path, written: nvtxt.Written, say: Say) -> None:
+    wanted = 2 * sum(written.ranges.values()) + sum(written.marks.values())
+    if wanted > _SLOW_EVENTS:
+        say(f"{report.name}: ImportNvtxt reads {wanted:,} events")
     # The base is made in the system's own folder for such things: its path stands in every report that is made of it.
     with tempfile.TemporaryDirectory(prefix="nsys-") as away:
         base = base_report(nsys, Path(away), cache_dir(os.environ) / "nsight")
@@ -73,7 +78,6 @@ def _import(nsys: Path, importer: Importer, text: Path, report: Path, written: n
             partial = Path(work) / report.name
             imported = merge(importer, base.file, text, partial)
             partial.replace(report)
-    wanted = 2 * sum(written.ranges.values()) + sum(written.marks.values())
     if imported != wanted:
         say(f"note: ImportNvtxt took {imported} of {wanted} events of {text.name}")
 

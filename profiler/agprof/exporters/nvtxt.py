@@ -71,8 +71,7 @@ def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int
         out.write(_HEADER.format(version=__version__, epoch_ns=epoch, title=title))
         for process in processes(run):
             if only is None or process.rank == only:
-                _write_process(out, process, written)
-            pace.at(process.rank)
+                _write_process(out, process, written, pace)
     return written
 
 
@@ -99,7 +98,7 @@ def replacing(file: Path) -> Iterator[IO[str]]:
         partial.unlink(missing_ok=True)
 
 
-def _write_process(out: IO[str], process: Process, written: Written) -> None:
+def _write_process(out: IO[str], process: Process, written: Written, pace: Pace) -> None:
     out.write(f'NameProcess, {process.pid}, "{text(process.name)}"\n')
     written.ranges[process.rank] = written.marks[process.rank] = 0
     written.left_out += process.left_out
@@ -111,6 +110,7 @@ def _write_process(out: IO[str], process: Process, written: Written) -> None:
         # Nsight keeps a thread's name only if no other process has a thread of that name.
         out.write(f'NameOsThread, {process.pid}, {lane.thread}, "{text(f"{lane.name}, {process.short}")}"\n')
         out.writelines(_lane_lines(process.pid, kept, written.epoch_ns))
+        pace.at(process.rank)
     marks = process.marks.filter(pl.col("time_ns") >= written.epoch_ns)
     if not marks.height:
         return
