@@ -67,6 +67,7 @@ class _Walk:
         # From here on back only activities before this one are gone to: so no walk turns in a circle.
         self._next_activity = device.start_ns.size
         self._told: list[IntArray] = []
+        self._rows: list[tuple[int, int, int, int, int, int]] = []
         self._activities: list[int] = []
         self._inferred = self._without_launch = self._stopped_ns = 0
 
@@ -76,6 +77,7 @@ class _Walk:
             place = self._before_activity(place) if place.on_device else self._before_host(place)
 
     def path(self) -> Path:
+        self._put_rows()
         rows = np.concatenate(self._told[::-1]) if self._told else np.zeros((0, 6), dtype=np.int64)
         rows = rows[rows[:, 1] > rows[:, 0]]
         start, end, category, name, on_device, lane = rows.T
@@ -95,8 +97,12 @@ class _Walk:
     def _tell(self, since: int, until: int, category: int, name: int, *, on_device: bool, lane: int | None) -> None:
         since = max(since, self._window.start_ns)
         if until > since:
-            row = (since, until, category, name, int(on_device), UNKNOWN if lane is None else lane)
-            self._told.append(np.array([row], dtype=np.int64))
+            self._rows.append((since, until, category, name, int(on_device), UNKNOWN if lane is None else lane))
+
+    def _put_rows(self) -> None:
+        if self._rows:
+            self._told.append(np.array(self._rows[::-1], dtype=np.int64))
+            self._rows = []
 
     def _last(self) -> _Place | None:
         """What ended last: an activity that ends with the window, else one that still runs at its end, else the last
@@ -225,4 +231,5 @@ class _Walk:
         told[:, 3] = thread.name[first:last]
         told[:, 4] = 0
         told[:, 5] = UNKNOWN if thread.thread is None else thread.thread
+        self._put_rows()
         self._told.append(told)
