@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from isal import igzip, isal_zlib
 from isal.igzip_lib import IsalError
@@ -16,6 +16,7 @@ MAX_UNPACKED_BYTES = 64 * 2**30
 MAX_RATIO = 250
 """A trace packs to a tenth or a thirtieth; what unpacks to more than this many times its size was made to do harm."""
 _RATIO_COUNTS_FROM = 64 * 2**20
+_DAMAGE = (cast(type[Exception], IsalError), zlib.error, OSError, ValueError)
 
 
 class Source(Protocol):
@@ -112,7 +113,7 @@ class _Packed:
         except EOFError:
             self._rest = _unpacked(self._file, self._at)
             count = self._from_rest(view)
-        except (IsalError, zlib.error, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise TraceError(
                 f"{self._file}: the gzip stream is damaged near unpacked byte {self._at}: {error}"
             ) from error
