@@ -17,7 +17,9 @@ from agprof_reports.text import clean
 LIMIT_BYTES = 3_000_000
 _PERCENT = re.compile(r"(\d) %")
 """A number does not part from its sign."""
-_SLICES = (DRAWN_SLICES, 60_000, 30_000, 10_000, 3_000)
+_SLICE_BYTES = 4
+"""What a slice of a time line takes in the page, at least."""
+_LEAST_SLICES = 3_000
 
 
 def render(answers: RunAnswers) -> bytes:
@@ -25,11 +27,13 @@ def render(answers: RunAnswers) -> bytes:
 
     A page that would be too large carries fewer slices of the trace's time line, and says so.
     """
-    html = b""
-    for most in _SLICES:
+    timeline = answers.trace.timeline if answers.trace is not None else None
+    slices = sum(len(lane.start_ns) for lane in timeline.lanes) if timeline is not None else 0
+    most = DRAWN_SLICES
+    html = render_page(build(answers))
+    while len(html) > LIMIT_BYTES and min(most, slices) > _LEAST_SLICES:
+        most = max(min(most, slices) - (len(html) - LIMIT_BYTES) // _SLICE_BYTES - 1, _LEAST_SLICES)
         html = render_page(build(answers, most_slices=most))
-        if len(html) <= LIMIT_BYTES or answers.trace is None or answers.trace.timeline is None:
-            break
     return html
 
 

@@ -17,6 +17,8 @@ _DEFINITIONS = {
     "hta": "By the definitions of HolisticTraceAnalysis 0.5, not by agprof's own (`--compat hta`).",
 }
 _NOTES = 12
+_NO_CAUSE = frozenset({"launch not in the trace", "no operator", "no module", "other"})
+"""Names of groups that say that a cause is not known: no answer to what caused most."""
 
 
 def section(found: TraceAnswer, most_slices: int = DRAWN_SLICES) -> Section:
@@ -104,13 +106,15 @@ def _critical_path(found: TraceAnswer) -> Part | None:
     if path is None and not found.critical_path_sentence:
         return None
     tables: tuple[Table, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
     if path is not None:
+        lines = (("", path.note),) if path.note and path.note not in found.critical_path_sentence else ()
         tables = (trace_tables.critical_path(path), trace_tables.path_by_name(path))
     return Part(
         key="trace-critical-path",
         title="Critical path",
         sentence=found.critical_path_sentence,
-        lines=(("", path.note),) if path is not None and path.note else (),
+        lines=lines,
         tables=tables,
     )
 
@@ -170,11 +174,10 @@ def _groups(found: TraceAnswer) -> Part | None:
 
 
 def _largest(by: str, groups: Iterable[KernelGroup]) -> str:
-    top = max((group for group in groups if group.by == by), key=lambda group: group.sum_ns, default=None)
+    known = (group for group in groups if group.by == by and group.name not in _NO_CAUSE)
+    top = max(known, key=lambda group: group.sum_ns, default=None)
     words = {"op": "operator", "module": "module", "phase": "phase"}
-    if top is None or (by == "phase" and top.name == "other"):
-        return ""
-    return f"{words[by]} {_code(top.name)} ({_percent(top.share)})"
+    return f"{words[by]} {_code(top.name)} ({_percent(top.share)})" if top is not None else ""
 
 
 def _launches(found: TraceAnswer) -> Part | None:
@@ -225,7 +228,7 @@ def _memory(found: TraceAnswer) -> Part | None:
 
 
 def _stragglers(found: TraceAnswer) -> Part | None:
-    if not found.stragglers_sentence and not found.stragglers:
+    if not found.stragglers and not (found.has_device and found.stragglers_sentence):
         return None
     return Part(
         key="trace-stragglers",

@@ -21,6 +21,8 @@ from agprof_reports.text import NAME_LIMIT
 
 BREAKDOWN_ROWS = 200
 KERNEL_ROWS = 500
+GROUP_ROWS = 150
+"""Of each kind."""
 NAMES_BYTES = 200_000
 """Characters of names in one table; the names behind are cut to SHORT_NAME."""
 SHORT_NAME = 120
@@ -98,9 +100,9 @@ def _within_budget(names: Sequence[str]) -> list[str]:
 
 
 def groups(rows: Sequence[KernelGroup]) -> Table:
-    kept, note = rows[:KERNEL_ROWS], ""
-    if len(rows) > KERNEL_ROWS:
-        note = f"The first {KERNEL_ROWS:,} of {len(rows):,}; report.json has all."
+    by_kind = {kind: [row for row in rows if row.by == kind] for kind in ("op", "module", "phase")}
+    kept = [row for of_kind in by_kind.values() for row in of_kind[:GROUP_ROWS]]
+    note = f"At most {GROUP_ROWS} of each kind, {len(kept):,} of {len(rows):,}; report.json has all."
     return table(
         "table-trace-groups",
         "Device time by what caused it",
@@ -112,7 +114,7 @@ def groups(rows: Sequence[KernelGroup]) -> Table:
             Field(label="sum", get=lambda g: g.sum_ns, unit="ns", source="measured"),
             Field(label="share", get=lambda g: g.share, unit="ratio", source="measured"),
         ],
-        note,
+        note if len(kept) < len(rows) else "",
         filter_by="by",
     )
 

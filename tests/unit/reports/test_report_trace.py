@@ -377,3 +377,19 @@ def test_steps_that_are_the_whole_windows_are_not_drawn_twice():
     part = parts_by_key(answer)["trace-time"]
     assert [chart.key for chart in part.charts] == ["trace-ranks"]
     assert part.lines == (("", "Each rank's window is one profiler step."),)
+
+
+def test_many_operators_leave_room_for_modules_and_phases():
+    groups = sample_trace().groups
+    ops = [replace(groups[0], name=f"op {i}") for i in range(500)]
+    table = trace_tables.groups((*ops, *groups))
+    kinds = [row[0] for row in table.rows]
+    assert (kinds.count("op"), kinds.count("module"), kinds.count("phase")) == (trace_tables.GROUP_ROWS, 2, 3)
+    assert table.note == "At most 150 of each kind, 155 of 508; report.json has all."
+
+
+def test_what_has_no_known_cause_is_not_named_as_the_largest():
+    answer = sample_trace()
+    lost = replace(answer.groups[0], name="launch not in the trace", share=0.9, sum_ns=10**12)
+    part = parts_by_key(replace(answer, groups=(lost, *answer.groups)))["trace-groups"]
+    assert part.sentence.startswith("Most device time comes from operator `aten::mm` (55\u00a0%); module")
