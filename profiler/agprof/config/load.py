@@ -112,6 +112,9 @@ def _notes(workload: Workload) -> list[str]:
     step, total = profile.profile_step, profile.total_steps
     if profile.level == "default" and step is not None and total is not None and step >= total:
         notes.append(f"profile.profile_step {step} is never reached in {total} steps: no FLOPs will be measured")
+    nsys = workload.nsys
+    if nsys is not None and nsys.steps is not None and total is not None and nsys.first_step >= total:
+        notes.append(f"nsys.first_step {nsys.first_step} is never reached in {total} steps: nsys will capture nothing")
     if profile.level == "off" and not monitor.enabled:
         notes.append("profile.level is off and the monitor is not enabled: nothing will be measured")
     return notes

@@ -82,3 +82,12 @@ def test_it_is_written_as_it_is_read() -> None:
     for text in ("nsys: true\n", "nsys: {steps: null, args: [--kill=none]}\n"):
         workload = parse_workload(HEAD + text, Path("/nowhere")).workload
         assert parse_workload(dump_workload(workload), Path("/nowhere")).workload == workload
+
+
+def test_steps_that_are_never_reached_are_noted() -> None:
+    def notes(*sets: str) -> str:
+        return " ".join(parse_workload(HEAD, Path("/nowhere"), ["profile.profile_step=null", *sets]).notes)
+
+    assert "nsys.first_step 5 is never reached in 5 steps" in notes("nsys=true", "profile.total_steps=5")
+    assert notes("nsys=true", "profile.total_steps=6") == ""
+    assert notes("nsys.steps=null", "profile.total_steps=3") == ""
