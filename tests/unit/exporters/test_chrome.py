@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scene_runs import COLLECTIVE, CPU_ROW, GPU_ROW, MEGABYTE, NASTY, SPAN, run_of
 
 from agprof.errors import TraceError
-from agprof.exporters import chrome
+from agprof.exporters import chrome, scenes
 from agprof.importers.folder import import_files
 from agprof.importers.kineto import import_file
 from agprof.model.trace_tables import CpuKind
@@ -69,15 +70,21 @@ def one(**values: Any) -> dict[str, Any]:
     return {"category": "range", "name": "a", "start_ns": 0, "duration_ns": 10, "thread": 1, **values}
 
 
+ROWS_AT_A_TIME = st.sampled_from([1, 3, 32_768])
+"""A file is written piece by piece; where the pieces end must not show."""
+
+
 @FEW
-@given(spans=RANKS, calls=CALLS)
-@example(spans={0: [one(name=name) for name in (*NASTY, MEGABYTE, MEGABYTE)], 1: []}, calls={0: [], 1: []})
-@example(spans={0: [one(start_ns=n, duration_ns=60 - n % 7) for n in range(50)], 1: [one()]}, calls={0: [], 1: []})
+@given(spans=RANKS, calls=CALLS, rows=ROWS_AT_A_TIME)
+@example(spans={0: [one(name=name) for name in (*NASTY, MEGABYTE, MEGABYTE)], 1: []}, calls={0: [], 1: []}, rows=9)
+@example(
+    spans={0: [one(start_ns=n, duration_ns=60 - n % 7) for n in range(50)], 1: [one()]}, calls={0: [], 1: []}, rows=7
+)
 def test_spans_come_back_with_name_start_and_duration_to_the_nanosecond(
-    tmp_path_factory: pytest.TempPathFactory, spans: dict[int, list[dict[str, Any]]], calls: Any
+    tmp_path_factory: pytest.TempPathFactory, spans: dict[int, list[dict[str, Any]]], calls: Any, rows: int
 ) -> None:
     folder = tmp_path_factory.mktemp("chrome")
-    with run_of(spans, calls) as run:
+    with run_of(spans, calls) as run, patch.object(scenes, "_CHUNK_ROWS", rows):
         files = exported(run, folder / "out")
         for rank in spans:
             expected = expected_spans(run, rank)
@@ -92,12 +99,12 @@ def test_spans_come_back_with_name_start_and_duration_to_the_nanosecond(
 
 
 @FEW
-@given(gpu=st.lists(GPU_ROW, max_size=12), cpu=st.lists(CPU_ROW, min_size=1, max_size=12))
+@given(gpu=st.lists(GPU_ROW, max_size=12), cpu=st.lists(CPU_ROW, min_size=1, max_size=12), rows=ROWS_AT_A_TIME)
 def test_a_device_trace_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]]
+    tmp_path_factory: pytest.TempPathFactory, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]], rows: int
 ) -> None:
     folder = tmp_path_factory.mktemp("chrome")
-    with run_of({0: []}, trace=(gpu, cpu)) as run:
+    with run_of({0: []}, trace=(gpu, cpu)) as run, patch.object(scenes, "_CHUNK_ROWS", rows):
         files = exported(run, folder / "out")
         _, events = read_checked(files[0])
         read_checked(files[None])

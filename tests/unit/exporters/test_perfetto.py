@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from perfetto_decoder import Slice, decode, read_trace
 from scene_runs import COLLECTIVE, CPU_ROW, GPU_ROW, MEGABYTE, NASTY, SPAN, run_of
 
-from agprof.exporters import chrome, perfetto
+from agprof.exporters import chrome, perfetto, scenes
 from agprof.exporters.protobuf import integer, varint, varints
 from agprof.store.reader import Run, read_run
 from synthetic import EPOCH_NS, build_run
@@ -77,7 +78,7 @@ def test_slices_and_arrows_of_a_device_trace_are_those_of_the_other_format(
     tmp_path_factory: pytest.TempPathFactory, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]]
 ) -> None:
     folder = tmp_path_factory.mktemp("perfetto")
-    with run_of({0: []}, trace=(gpu, cpu)) as run:
+    with run_of({0: []}, trace=(gpu, cpu)) as run, patch.object(scenes, "_CHUNK_ROWS", 3):
         found = read_trace(exported(run, folder))
         expected, ends = chrome_slices(run, folder / "chrome")
         assert keys(found.slices) == expected
