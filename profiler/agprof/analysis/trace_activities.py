@@ -1,5 +1,6 @@
 """One rank's device activities and the host calls that launched them, as arrays: where most trace analyses begin."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +22,11 @@ NONE = np.int64(-(2**63))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
-    """Calls of the runtime and the driver, sorted by begin."""
+    """Calls of the runtime and the driver."""
 
     start: Ints
     end: Ints
     thread: Ints
-    name: Ints
-    correlation: Ints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,22 +36,24 @@ class Device:
     rank: int
     start: Ints
     end: Ints
-    kind: Ints
+    kind: np.ndarray[Any, np.dtype[np.int8]]
     """Index in CLASSES."""
     name: Ints
     correlation: Ints
     external_id: Ints
-    device: Ints
-    stream: Ints
     graph: Bools
     """Whether a CUDA graph launched it."""
     launch: Ints
-    """Index in `calls` of the call that launched it; -1 when it is not in the trace."""
-    calls: Calls
+    """Index in `launches` of the call that launched it; -1 when it is not in the trace."""
+    launches: Calls
+    waits: Calls
+    """Calls in which the host waits for the device."""
     text: dict[int, str]
-    """Text of every name that occurs on the device or in a call."""
+    """Text of every name that occurs."""
     library: dict[int, str]
     """Communication kernels' name -> library."""
+    devices: int
+    """Devices that the rank drives; they are taken together."""
     by_class: tuple[Disjoint, ...] = field(default=(NOTHING, NOTHING, NOTHING, NOTHING))
     """Union of each class."""
 
@@ -68,69 +69,125 @@ class Device:
 
     def launched_at(self) -> Ints:
         """Begin of the launch of every activity; NONE where it is not known."""
-        return np.where(self.known, take(self.calls.start, self.launch), NONE)
+        return np.where(self.known, take(self.launches.start, self.launch), NONE)
 
     def launched_by(self) -> Ints:
         """Thread of the launch of every activity; NONE where it is not known."""
-        return np.where(self.known, take(self.calls.thread, self.launch), NONE)
+        return np.where(self.known, take(self.launches.thread, self.launch), NONE)
 
 
 def load_device(trace: RankTrace, communication: Communication) -> Device | None:
-    """The rank's device; None when the trace holds no kernel, copy or memset."""
-    busy = (int(GpuKind.KERNEL), int(GpuKind.MEMCPY), int(GpuKind.MEMSET))
-    rows = trace.tables["gpu"].filter(pl.col("kind").is_in(busy)).drop("bytes").collect()
-    if not rows.height:
+    """The rank's device; None when the trace holds no kernel, copy or memset.
+
+    Tables are read in parts, and of the host's millions of calls only those are kept that launched something or waited.
+    """
+    rows = _gpu_rows(trace)
+    if not len(rows["start"]):
         return None
-    calls = load_calls(trace)
-    start = ints(rows["start_ns"])
-    end = start + ints(rows["duration_ns"])
-    name, correlation = ints(rows["name"]), ints(rows["correlation"])
-    text = texts(trace, np.unique(np.concatenate((name, calls.name))))
-    kernel = ints(rows["kind"]) == int(GpuKind.KERNEL)
-    library = {
-        int(id_): found for id_ in np.unique(name[kernel]) if (found := communication.library(text.get(int(id_), "")))
-    }
-    kind = _classes(ints(rows["kind"]), name, library)
-    launch = _launches(correlation, start, end, calls)
-    by_graph = among(calls.name, [i for i, t in text.items() if GRAPH_LAUNCH.match(t)])
-    graph = rows["graph_node"].is_not_null().to_numpy() | ((launch >= 0) & take(by_graph, launch))
+    calls = _call_rows(trace, rows["correlation"])
+    launch = _launches(rows["correlation"], rows["start"], rows["end"], calls)
+    text = texts(trace, np.unique(rows["name"]))
+    kernels = np.unique(rows["name"][rows["kind"] == COMPUTE])
+    library = {int(i): found for i in kernels if (found := communication.library(text.get(int(i), "")))}
+    kind = rows["kind"]
+    kind[(kind == COMPUTE) & among(rows["name"], list(library))] = COMMUNICATION
+    start, end = rows["start"], rows["end"]
     return Device(
         rank=trace.rank,
         start=start,
         end=end,
         kind=kind,
-        name=name,
-        correlation=correlation,
-        external_id=ints(rows["external_id"]),
-        device=ints(rows["device"]),
-        stream=ints(rows["stream"]),
-        graph=graph,
+        name=rows["name"],
+        correlation=rows["correlation"],
+        external_id=rows["external_id"],
+        graph=rows["graph"] | ((launch >= 0) & take(calls["graph"], launch)),
         launch=launch,
-        calls=calls,
+        launches=Calls(start=calls["start"], end=calls["end"], thread=calls["thread"]),
+        waits=_calls(calls, calls["waits"]),
         text=text,
         library=library,
+        devices=_devices(trace),
         by_class=tuple(union(start[kind == each], end[kind == each]) for each in range(len(CLASSES))),
     )
 
 
-def load_calls(trace: RankTrace) -> Calls:
-    """Runtime and driver calls: those that launch, and those in which the host waits."""
-    kinds = (int(CpuKind.RUNTIME), int(CpuKind.DRIVER))
-    columns = ("start_ns", "duration_ns", "thread", "name", "correlation")
-    rows = trace.tables["cpu"].filter(pl.col("kind").is_in(kinds)).select(columns).collect()
-    start = ints(rows["start_ns"])
-    return Calls(
-        start=start,
-        end=start + ints(rows["duration_ns"]),
-        thread=ints(rows["thread"]),
-        name=ints(rows["name"]),
-        correlation=ints(rows["correlation"]),
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+def _gpu_rows(trace: RankTrace) -> Columns:
+    """start, end, kind (COMPUTE for every kernel), name, correlation, external_id, graph; sorted."""
+    classes = {int(GpuKind.KERNEL): COMPUTE, int(GpuKind.MEMCPY): MEMCPY, int(GpuKind.MEMSET): MEMSET}
+    picked = (
+        pl.col("start_ns").alias("start"),
+        (pl.col("start_ns") + pl.col("duration_ns")).alias("end"),
+        pl.col("kind").replace_strict(classes, return_dtype=pl.Int8),
+        pl.col("name"),
+        pl.col("correlation").fill_null(int(NONE)),
+        pl.col("external_id").fill_null(int(NONE)),
+        pl.col("graph_node").is_not_null().alias("graph"),
     )
+    columns = _gather(trace, "gpu", pl.col("kind").is_in(list(classes)), picked)
+    start, end = columns["start"], columns["end"]
+    ordered = (start[1:] > start[:-1]) | ((start[1:] == start[:-1]) & (end[1:] <= end[:-1]))
+    if not ordered.all():
+        order = np.lexsort((-end, start))
+        for name in columns:
+            columns[name] = columns[name][order]
+    return columns
 
 
-def waiting_calls(device: Device) -> Bools:
-    """Which calls make the host wait for the device."""
-    return among(device.calls.name, [i for i, t in device.text.items() if synchronises(t)])
+def _call_rows(trace: RankTrace, launched: Ints) -> Columns:
+    """start, end, thread, correlation, waits, graph of the calls that launched something or waited."""
+    text = trace.tables["names"].filter(pl.col("text").str.contains("^(cuda|cu|hip)")).collect()
+    names = dict(text.iter_rows())
+    waits = [i for i, t in names.items() if synchronises(t)]
+    graphs = [i for i, t in names.items() if GRAPH_LAUNCH.match(t)]
+    wanted = np.sort(launched[(launched != NONE) & (launched != 0)])
+    kinds = (int(CpuKind.RUNTIME), int(CpuKind.DRIVER))
+    picked = (
+        pl.col("start_ns").alias("start"),
+        (pl.col("start_ns") + pl.col("duration_ns")).alias("end"),
+        pl.col("thread").fill_null(int(NONE)),
+        pl.col("correlation").fill_null(int(NONE)),
+        pl.col("name").is_in(waits).alias("waits"),
+        pl.col("name").is_in(graphs).alias("graph"),
+    )
+    return _gather(trace, "cpu", pl.col("kind").is_in(kinds), picked, lambda part: part["waits"] | _found(part, wanted))
+
+
+def _found(part: Columns, wanted: Ints) -> Bools:
+    if not len(wanted):
+        return np.zeros(len(part["correlation"]), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(wanted, part["correlation"]), len(wanted) - 1)
+    return np.asarray(wanted[at] == part["correlation"])
+
+
+def _gather(
+    trace: RankTrace,
+    table: str,
+    wanted: pl.Expr,
+    picked: Sequence[pl.Expr],
+    kept: Callable[[Columns], Bools] | None = None,
+) -> Columns:
+    """Some columns of the wanted rows, file by file: a whole table with its sorted copy takes several times as much."""
+    found: list[Columns] = []
+    for frame in trace.in_parts(table):
+        rows = frame.filter(wanted).select(picked).collect()
+        part: Columns = {name: rows[name].to_numpy() for name in rows.columns}
+        mask = kept(part) if kept is not None else None
+        # Copies, so that no part's own memory stays behind a view.
+        found.append({name: values[mask] if mask is not None else values.copy() for name, values in part.items()})
+    return {name: np.concatenate([part.pop(name) for part in found]) for name in list(found[0])}
+
+
+def _devices(trace: RankTrace) -> int:
+    busy = pl.col("kind").is_in((int(GpuKind.KERNEL), int(GpuKind.MEMCPY), int(GpuKind.MEMSET)))
+    seen = [frame.filter(busy).select(pl.col("device").unique()).collect() for frame in trace.in_parts("gpu")]
+    return pl.concat(seen)["device"].n_unique()
+
+
+def _calls(rows: Columns, mask: Bools) -> Calls:
+    return Calls(start=rows["start"][mask], end=rows["end"][mask], thread=rows["thread"][mask])
 
 
 def texts(trace: RankTrace, ids: Ints) -> dict[int, str]:
@@ -154,26 +211,19 @@ def take(values: np.ndarray[Any, Any], index: Ints) -> np.ndarray[Any, Any]:
     return values[np.maximum(index, 0)] if len(values) else np.zeros(len(index), dtype=values.dtype)
 
 
-def _classes(kind: Ints, name: Ints, library: dict[int, str]) -> Ints:
-    found = np.full(len(kind), COMPUTE, dtype=np.int64)
-    found[kind == int(GpuKind.MEMCPY)] = MEMCPY
-    found[kind == int(GpuKind.MEMSET)] = MEMSET
-    found[(kind == int(GpuKind.KERNEL)) & among(name, list(library))] = COMMUNICATION
-    return found
-
-
-def _launches(correlation: Ints, start: Ints, end: Ints, calls: Calls) -> Ints:
+def _launches(correlation: Ints, start: Ints, end: Ints, calls: Columns) -> Ints:
     """Index of the call that launched each activity, or -1.
 
     Of several calls with one correlation (the runtime's and the driver's inside it) the first to begin. A call that
     begins after its activity ended is not its launch.
     """
-    known = np.flatnonzero((calls.correlation != NONE) & (calls.correlation != 0))
+    ids = calls["correlation"]
+    known = np.flatnonzero((ids != NONE) & (ids != 0))
     if not len(known):
         return np.full(len(correlation), -1, dtype=np.int64)
-    order = known[np.argsort(calls.correlation[known], kind="stable")]
-    ids = calls.correlation[order]
+    order = known[np.lexsort((calls["start"][known], ids[known]))]
+    ids = ids[order]
     at = np.minimum(np.searchsorted(ids, correlation, side="left"), len(ids) - 1)
     found = order[at]
-    good = (ids[at] == correlation) & (calls.start[found] <= np.maximum(end, start + 1))
+    good = (ids[at] == correlation) & (calls["start"][found] <= np.maximum(end, start + 1))
     return np.where(good, found, np.int64(-1))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import NONE, Device, ints, texts, waiting_calls
-from agprof.analysis.trace_intervals import NOTHING, Bools, Disjoint, Ints, both, gaps, together, union, without
+from agprof.analysis.trace_activities import NONE, Device, ints, take, texts
+from agprof.analysis.trace_intervals import NOTHING, Bools, Disjoint, Ints, both, together, union, without
 from agprof.analysis.trace_names import DATA
 from agprof.model.trace_answers import IdleCause
 from agprof.model.trace_tables import CpuKind
@@ -28,28 +28,24 @@ class HostWaits:
 
 def host_waits(trace: RankTrace, device: Device) -> HostWaits:
     """What the host waited for."""
-    calls, waiting = device.calls, waiting_calls(device)
+    waits = device.waits
     return HostWaits(
-        synchronising=by_thread(calls.thread[waiting], calls.start[waiting], calls.end[waiting]),
+        synchronising=by_thread(waits.thread, waits.start, waits.end),
         data=_data_ranges(trace),
     )
 
 
-def idle_by_cause(device: Device, waits: HostWaits, start: int, end: int) -> dict[IdleCause, Disjoint]:
-    """The idle time of [start, end) by cause.
+def idle_by_cause(device: Device, waits: HostWaits, idle: Disjoint) -> dict[IdleCause, Disjoint]:
+    """The device's idle time by cause.
 
     Of the activity that ends a gap: from the begin of its launch call on the device waits (`kernel wait`). Before, the
     launching thread stands in a data loader (`data`), in a synchronising call (`synchronisation`), or works (`launch`).
     `unknown` where the launch is not in the trace, or nothing ends the gap.
     """
-    idle = gaps(device.busy, start, end)
     if not len(idle.start):
         return dict.fromkeys(CAUSES, NOTHING)
-    next_ = _next_activity(device, idle)
-    known = next_ >= 0
-    launched = np.where(known, device.launched_at()[np.maximum(next_, 0)], NONE)
-    thread = np.where(known, device.launched_by()[np.maximum(next_, 0)], NONE)
-    known &= launched != NONE
+    launched, thread = _next_launch(device, idle)
+    known = launched != NONE
     cut = np.clip(launched, idle.start, idle.end)
     host = _Gaps(idle.start[known], cut[known], thread[known])
     data = _inside(host, waits.data)
@@ -71,16 +67,22 @@ class _Gaps:
     thread: Ints
 
 
-def _next_activity(device: Device, idle: Disjoint) -> Ints:
-    """Index of the activity that ends each gap, or -1. Of several that begin together the one that was launched first;
-    of an empty activity inside a gap nothing is said, for it occupies no time."""
+def _next_launch(device: Device, idle: Disjoint) -> tuple[Ints, Ints]:
+    """Begin and thread of the launch of what ends each gap; NONE where it is not known.
+
+    Of several activities that begin together the first in the table; of an empty one inside a gap nothing is said, for
+    it occupies no time.
+    """
     solid = np.flatnonzero(device.end > device.start)
-    begins = device.start[solid]
-    first = np.searchsorted(begins, idle.end, side="left")
-    there = first < len(solid)
-    candidate = solid[np.minimum(first, len(solid) - 1)]
-    there &= device.start[candidate] == idle.end
-    return np.where(there, candidate, np.int64(-1))
+    if not len(solid):
+        return np.full(len(idle.start), NONE), np.full(len(idle.start), NONE)
+    first = np.minimum(np.searchsorted(device.start[solid], idle.end, side="left"), len(solid) - 1)
+    launch = np.where(device.start[solid[first]] == idle.end, device.launch[solid[first]], np.int64(-1))
+    known = launch >= 0
+    return (
+        np.where(known, take(device.launches.start, launch), NONE),
+        np.where(known, take(device.launches.thread, launch), NONE),
+    )
 
 
 def _inside(host: _Gaps, waits: dict[int, Disjoint]) -> Disjoint:

@@ -107,11 +107,15 @@ def gaps(covered: Disjoint, start: int, end: int) -> Disjoint:
 
 def without(one: Disjoint, other: Disjoint) -> Disjoint:
     """The time that `one` covers and `other` does not."""
-    if not len(one.start):
-        return NOTHING
+    if not len(one.start) or not len(other.start):
+        return one
     return both(one, gaps(other, int(one.start[0]), int(one.end[-1])))
 
 
 def together(*sets: Disjoint) -> Disjoint:
     """The time that any of the sets covers."""
+    solid = [each for each in sets if len(each.start)]
+    if len(solid) < 2:
+        return solid[0] if solid else NOTHING
+    sets = tuple(solid)
     return union(np.concatenate([each.start for each in sets]), np.concatenate([each.end for each in sets]))

@@ -56,9 +56,8 @@ def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFr
     other = trace.tables["gpu"].filter(pl.col("kind") == int(GpuKind.OTHER)).select(pl.len()).collect().item()
     if other:
         yield f"{other:,} device rows are of a category that agprof does not know; they do not count as busy."
-    devices = len(set(device.device.tolist()))
-    if devices > 1:
-        yield f"The rank drives {devices} devices; they are taken together: busy means that any of them is."
+    if device.devices > 1:
+        yield f"The rank drives {device.devices} devices; they are taken together: busy means that any of them is."
     if calls is not None and calls.height and not calls["bytes"].count():
         yield "The trace records no sizes of collectives: bandwidth is not available."
 

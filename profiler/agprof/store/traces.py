@@ -76,6 +76,12 @@ class RankTrace:
     rank: int
     meta: TraceMeta
     tables: Mapping[str, pl.LazyFrame]
+    parts: Mapping[str, Sequence[pl.LazyFrame]] = field(default_factory=dict)
+    """The same rows file by file, in no order, for who must not hold a whole table; {} where there are no files."""
+
+    def in_parts(self, name: str) -> Sequence[pl.LazyFrame]:
+        """The rows of a table in pieces that fit into memory one at a time, in no order."""
+        return self.parts.get(name) or (self.tables[name],)
 
     def table(self, name: str, *columns: str) -> pl.DataFrame:
         """The rows of a table, or only some of its columns."""
@@ -195,7 +201,9 @@ def read_traces(run: Path, problems: list[str] | None = None) -> dict[int, RankT
             continue
         meta = _read_meta(folder, label, problems)
         if meta is not None:
-            found[int(number)] = RankTrace(rank=int(number), meta=meta, tables=_tables(folder, label, problems))
+            parts = _parts(folder, label, problems)
+            tables = {name: _whole(table, parts[name]) for name, table in _TABLES.items()}
+            found[int(number)] = RankTrace(rank=int(number), meta=meta, tables=tables, parts=parts)
     return found
 
 
@@ -223,7 +231,7 @@ def _read_meta(folder: Path, label: str, problems: list[str]) -> TraceMeta | Non
         return None
 
 
-def _tables(folder: Path, label: str, problems: list[str]) -> dict[str, pl.LazyFrame]:
+def _parts(folder: Path, label: str, problems: list[str]) -> dict[str, tuple[pl.LazyFrame, ...]]:
     parts: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.parquet")):
         match = _PART.fullmatch(file.name)
@@ -234,7 +242,7 @@ def _tables(folder: Path, label: str, problems: list[str]) -> dict[str, pl.LazyF
     return {name: _scan(table, parts.get(name, []), label, problems) for name, table in _TABLES.items()}
 
 
-def _scan(table: Table, files: list[Path], label: str, problems: list[str]) -> pl.LazyFrame:
+def _scan(table: Table, files: list[Path], label: str, problems: list[str]) -> tuple[pl.LazyFrame, ...]:
     schema = trace_schema(table)
     frames = []
     for file in files:
@@ -246,6 +254,11 @@ def _scan(table: Table, files: list[Path], label: str, problems: list[str]) -> p
             problems.append(f"{label}/{file.name} can't be read: {error}; left out")
             continue
         frames.append(pl.scan_parquet(file))
+    return tuple(frames)
+
+
+def _whole(table: Table, frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    schema = trace_schema(table)
     if not frames:
         return pl.LazyFrame(schema=schema)
     whole = pl.concat(frames)
