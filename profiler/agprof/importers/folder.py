@@ -52,6 +52,11 @@ class _Import:
     notes: list[str] = field(default_factory=list)
     unpacked: int = 0
 
+    @property
+    def allowed_bytes(self) -> int | None:
+        """What one compressed trace may unpack to where the user says it; None: what the reader takes for a trace."""
+        return None if self.budget.max_bytes == MAX_BYTES else self.budget.max_bytes
+
     def place(self) -> Path:
         """A new folder for unpacked files."""
         self.unpacked += 1
@@ -141,7 +146,7 @@ def _collect_all(work: _Import, files: Sequence[Path], whose: str) -> None:
     if len(work.sources) == before:
         raise TraceError(
             f"{whose}: holds no trace (Kineto .json, nsys .sqlite, .nsys-rep, torch memory snapshot) in "
-            f"{len(files):,} files; {'; '.join(work.notes[:3])}"
+            f"{len(files):,} files{''.join(f'; {note}' for note in work.notes[:3])}"
         )
 
 
@@ -181,7 +186,7 @@ def _source(work: _Import, path: Path, label: str, format_: Format, *, required:
         if not required and not _looks_like_kineto(path):
             work.notes.append(f"{shown(label)} is JSON and no trace; left out")
             return None
-        head = kineto.peek(path)
+        head = kineto.peek(path, max_unpacked_bytes=work.allowed_bytes)
         merged = _merged_ranks(head)
         if merged is not None and not required:
             work.notes.append(f"{shown(label)} is the viewers' file of {merged} ranks; left out")
@@ -226,7 +231,8 @@ def _import_all(work: _Import, run: Path, name: str, communication: Mapping[str,
         size = source.path.stat().st_size
         own = assigned[position : position + source.ranks]
         position += source.ranks
-        _write_tables(source, run, own, _telling(work.tell, source.label, done / total, size / total))
+        tell = _telling(work.tell, source.label, done / total, size / total)
+        _write_tables(source, run, own, work.allowed_bytes, tell)
         done += size
     _add_snapshots(work, snapshots, run, [found.rank for found in assigned])
     problems: list[str] = []
@@ -260,7 +266,9 @@ def _claims(sources: Sequence[Source]) -> Iterator[Claim]:
             yield Claim(label=source.label, rank=rank, source="distributedInfo", name=source.label)
 
 
-def _write_tables(source: Source, run: Path, assigned: Sequence[Assigned], tell: Callable[[float], None]) -> None:
+def _write_tables(
+    source: Source, run: Path, assigned: Sequence[Assigned], allowed_bytes: int | None, tell: Callable[[float], None]
+) -> None:
     if isinstance(source.head, nsys.NsysHead):
         nsys.import_file(
             source.path,
@@ -272,7 +280,14 @@ def _write_tables(source: Source, run: Path, assigned: Sequence[Assigned], tell:
             progress=tell,
         )
     else:
-        kineto.import_file(source.path, run, assigned[0].rank, rank_source=assigned[0].source, progress=tell)
+        kineto.import_file(
+            source.path,
+            run,
+            assigned[0].rank,
+            rank_source=assigned[0].source,
+            max_unpacked_bytes=allowed_bytes,
+            progress=tell,
+        )
 
 
 def _telling(tell: Progress, label: str, begin: float, share: float) -> Callable[[float], None]:

@@ -16,7 +16,7 @@ from agprof.importers.nsys_session import Session, read_session
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
 NO_EPOCH = "the export does not say when its session was: times are ns since the session began"
-_CHECKED_ROWS = 1_000_000
+_CHECKED_ROWS = 200_000
 _UNREAD = {"OSRT_API": "OS runtime calls", "COMPOSITE_EVENTS": "CPU samples", "SCHED_EVENTS": "context switches"}
 
 
@@ -47,10 +47,12 @@ def import_file(
 ) -> tuple[TraceMeta, ...]:
     """Write the tables of `head.ranks` under the numbers `ranks`, and their `trace.json`.
 
+    `head` is what `peek` gave for this file, which checked it.
+
     Times are `utcEpochNs` of the session plus the event's, in whole nanoseconds. `source`: the name to remember the
     file by. Raises TraceError with one sentence, and OSError when the run folder can't be written.
     """
-    with Export(file) as export:
+    with Export(file, check=False) as export:
         targets = Targets(
             [
                 Target(rank=rank, writer=TraceWriter(run, number))

@@ -20,30 +20,33 @@ ROWS_PER_CHUNK = 100_000
 MAGIC = b"SQLite format 3\x00"
 _STRINGS_PER_QUERY = 500
 _PAGE_COUNT = slice(28, 32)
-_DTYPES: Mapping[str, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "text": pl.String, "bytes": pl.Binary}
 
-Kind = Literal["int", "float", "text", "bytes"]
+Kind = Literal["int", "float", "text"]
 
 
 class Export:
     """An open export. Everything that SQLite complains about becomes a TraceError with one sentence."""
 
-    def __init__(self, file: Path) -> None:
-        """Open it read-only and check that it is whole. Raises TraceError."""
+    def __init__(self, file: Path, *, check: bool = True) -> None:
+        """Open it read-only and check that it is whole; `check=False` for a file that was. Raises TraceError."""
         self.file = file
         _check_size(file)
         try:
             self._connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+            self._columns_connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         except sqlite3.Error as error:
             raise self._damaged(error) from error
+        # Texts may be anything, and sqlite3 itself fails on what is no UTF-8. Columns are decoded as wholes.
         self._connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+        self._columns_connection.text_factory = bytes
         self._strings: dict[int, str] = {}
         self._columns: dict[str, tuple[str, ...]] = {}
         try:
             # What a foreign file defines (views, functions in its schema) must not run.
             self.query("PRAGMA trusted_schema = OFF")
             self.query("PRAGMA cell_size_check = ON")
-            found = self.query("PRAGMA quick_check(1)")
+            self._columns_connection.execute("PRAGMA trusted_schema = OFF")
+            found = self.query("PRAGMA quick_check(1)") if check else [("ok",)]
             if found != [("ok",)]:
                 raise TraceError(f"{file}: the SQLite file is damaged: {str(found[:1])[:200]}; {_AGAIN}")
             self._tables = {
@@ -52,7 +55,7 @@ class Export:
                 if isinstance(name, str) and isinstance(sql, str) and re.match(r"CREATE\s+TABLE\b", sql, re.IGNORECASE)
             }
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -61,7 +64,11 @@ class Export:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._connection.close()
+        self._columns_connection.close()
 
     @property
     def tables(self) -> frozenset[str]:
@@ -106,7 +113,9 @@ class Export:
         wanted = ", ".join(self.expression(table, column) for column in columns)
         condition = f" WHERE {where}" if where else ""
         try:
-            with closing(self._connection.execute(f"SELECT {wanted} FROM {quoted(table)}{condition}")) as cursor:
+            with closing(
+                self._columns_connection.execute(f"SELECT {wanted} FROM {quoted(table)}{condition}")
+            ) as cursor:
                 while rows := cursor.fetchmany(ROWS_PER_CHUNK):
                     values = zip(columns.items(), zip(*rows, strict=True), strict=True)
                     yield pl.DataFrame([_series(name, kind, column) for (name, kind), column in values])
@@ -157,15 +166,13 @@ def _series(name: str, kind: Kind, values: tuple[Any, ...]) -> pl.Series:
             return pl.Series(name, values, dtype=pl.Int64, strict=True)
         except (TypeError, OverflowError, pl.exceptions.PolarsError):
             return pl.Series(name, [v if type(v) is int else None for v in values], dtype=pl.Int64)
-    if kind == "bytes":
-        raw = [
-            v if isinstance(v, bytes) else v.encode("latin-1", "replace") if isinstance(v, str) else None
-            for v in values
-        ]
-        return pl.Series(name, raw, dtype=pl.Binary)
     if kind == "text":
-        return pl.Series(name, [v if isinstance(v, str) else None for v in values], dtype=pl.String)
-    return pl.Series(name, [float(v) if isinstance(v, int | float) else None for v in values], dtype=_DTYPES[kind])
+        raw = [value if isinstance(value, bytes) else None for value in values]
+        try:
+            return pl.Series(name, raw, dtype=pl.Binary).cast(pl.String)
+        except pl.exceptions.PolarsError:
+            return pl.Series(name, [v if v is None else v.decode("utf-8", "replace") for v in raw], dtype=pl.String)
+    return pl.Series(name, [float(v) if isinstance(v, int | float) else None for v in values], dtype=pl.Float64)
 
 
 def _check_size(file: Path) -> None:
