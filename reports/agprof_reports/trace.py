@@ -1,6 +1,6 @@
 """The section on device traces. Only runs that hold a trace of a device, or of a host beside none, have one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agprof.model.format import percent
 from agprof.model.trace_answers import KernelGroup, KernelRow, LaunchRow, TraceAnswer, TraceQuality
@@ -248,19 +248,22 @@ def _quality(found: TraceAnswer) -> Part:
     )
 
 
-def _notes(rows: Iterable[TraceQuality]) -> list[tuple[str, str]]:
+def _notes(rows: Sequence[TraceQuality]) -> list[tuple[str, str]]:
     """Each note once, with the ranks that it holds for."""
     ranks: dict[str, list[int]] = {}
     for row in rows:
         for note in row.notes:
             ranks.setdefault(note, []).append(row.rank)
-    lines = [("watch", f"{_ranks(numbers)}: {note}") for note, numbers in ranks.items()]
+    every = len({row.rank for row in rows})
+    lines = [("watch", f"{_ranks(numbers, every)}: {note}") for note, numbers in ranks.items()]
     if len(lines) > _NOTES:
         lines = [*lines[:_NOTES], ("", f"{len(lines) - _NOTES} more notes; report.json has all.")]
     return lines
 
 
-def _ranks(numbers: list[int]) -> str:
+def _ranks(numbers: list[int], every: int) -> str:
+    if len(numbers) == every > 1:
+        return "All ranks"
     if len(numbers) == 1:
         return f"Rank {numbers[0]}"
     if len(numbers) <= 8:

@@ -19,11 +19,12 @@ def memory(rows: Sequence[TraceMemory]) -> Chart:
     kept = sorted(sorted(rows, key=lambda r: -r.peak_bytes)[:_LINES], key=lambda r: (r.rank, r.device))
     divisor, unit = scale((value for row in kept for value in (*row.allocated_bytes, *row.reserved_bytes)), "bytes")
     ticks, tick_unit = scale((row.x_ns[-1] for row in kept if row.x_ns), "ns")
+    several = len({row.rank for row in rows}) > 1
     data: list[Spec] = []
     named: list[tuple[str, Points]] = []
     for index, row in enumerate(kept):
         colour = "$ink" if index == 0 else f"$ink-{index}"
-        name = label(f"rank {row.rank} {row.device}", 20)
+        name = label(f"rank {row.rank} {row.device}" if several else row.device, 20)
         for kind, dash, values in (
             ("allocated", "solid", row.allocated_bytes),
             ("reserved", "dot", row.reserved_bytes),
