@@ -19,7 +19,7 @@ def import_(
         list[Path], typer.Argument(help="Trace files, folders of them, or archives (.zip, .tar, .tar.gz).")
     ],
     out: Annotated[Path | None, typer.Option(help="Run folder to make; agprof-runs/NAME-TIME when left out.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; the first file's when left out.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the file's or its folder's when left out.")] = None,
     communication: Annotated[
         list[str] | None,
         typer.Option(

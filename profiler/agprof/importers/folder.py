@@ -341,8 +341,9 @@ def _described(source: Source) -> dict[str, Any]:
 
 
 def run_name(files: Sequence[Path]) -> str:
-    """A name for the run after its first file: `trace.json.gz` -> `trace`."""
-    name = files[0].absolute().name
+    """A name for the run: `trace.json.gz` -> `trace`; of several files the name of the first one's folder."""
+    first = files[0].absolute()
+    name = first.name if len(files) == 1 else first.parent.name
     for suffix in (
         ".gz",
         ".tar",

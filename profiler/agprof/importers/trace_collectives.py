@@ -5,6 +5,7 @@ Total bytes S are nccl-tests' (model.tables): all-gather n x input, reduce-scatt
 
 import polars as pl
 
+from agprof.importers.trace_ranges import COLLECTIVE
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
 
@@ -26,8 +27,11 @@ _KERNEL_OPERATIONS = {
 _KERNEL = r"^(?:nccl|rccl)(?:Dev)?Kernel_?(AllReduce|AllGather|ReduceScatter|Broadcast|SendRecv|AllToAll|Reduce)"
 
 
-def find_collectives(trace: RankTrace, names: pl.DataFrame) -> pl.DataFrame:
-    """Columns of SCHEMA, in order of time. A kernel's call is the host call that launched it; its end is the kernel's.
+def find_collectives(trace: RankTrace, names: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFrame:
+    """Columns of SCHEMA, in order of time; `ranges` are those of `trace_ranges.host_ranges`.
+
+    A kernel's call is the host call that launched it; its end is the kernel's. Where the trace neither speaks of
+    collectives nor shows their kernels, ranges that are called after them count.
 
     What the trace says of a kernel stands on itself (correlation) or on the host's event that caused it (external id).
     Host events that caused no kernel are calls of their own: gloo's. group_size is 0, and the group `unknown`, where
@@ -50,6 +54,8 @@ def find_collectives(trace: RankTrace, names: pl.DataFrame) -> pl.DataFrame:
     caused = kernels["external_id"].drop_nulls().unique()
     # Of a coalesced call the host's event and the kernel both speak: one call.
     rest = on_host.filter(pl.col("external_id").is_null() | ~pl.col("external_id").is_in(caused.implode()))
+    if not kernels.height and not told.height:
+        return _finished(_ranges(ranges))
     parts = [_launched(trace, merged), _called(trace, rest)]
     return pl.concat([_finished(part) for part in parts]).sort("start_ns", maintain_order=True)
 
@@ -68,6 +74,26 @@ def _kernels(trace: RankTrace, names: pl.DataFrame, spoken_of: pl.Series) -> pl.
         .collect()
         .join(known, on="name", how="left", maintain_order="left")
     )
+
+
+def _ranges(ranges: pl.DataFrame) -> pl.DataFrame:
+    """Collectives from ranges: `all_reduce` is a call that the caller stands in (agprof's own ranges are called so),
+    `gloo:all_reduce` the life of an asynchronous work of PyTorch's, which nobody need wait for."""
+    annotation = pl.col("kind") == int(CpuKind.ANNOTATION)
+    named = ranges.filter((pl.col("what") == COLLECTIVE) & pl.col("which").is_in(["call", "work"]) & annotation)
+    call = pl.col("which") == "call"
+    blank = {name: pl.lit(None, dtype=pl.Int64) for name in ("elements_in", "elements_out")}
+    return named.select(
+        "start_ns",
+        "thread",
+        op=pl.col("text").str.replace(r"^\w+:", ""),
+        group=pl.lit(None, dtype=pl.String),
+        group_size=pl.lit(0, dtype=pl.Int64),
+        dtype=pl.lit(None, dtype=pl.String),
+        issue_end_ns=pl.when(call).then("end_ns").otherwise("start_ns"),
+        end_ns=pl.col("end_ns"),
+        **blank,
+    ).sort("start_ns", maintain_order=True)
 
 
 def _launched(trace: RankTrace, rows: pl.DataFrame) -> pl.DataFrame:

@@ -22,8 +22,11 @@ _RULES = (
     (r"^(?:DistributedDataParallel|FullyShardedDataParallel|DeepSpeedEngine)\.forward$", PHASE, "forward"),
     (r"^autograd::engine::evaluate_function", BACKWARD_OP, ""),
     (r"^(?:\w*::)*\w+Backward\d*$|AccumulateGrad$", BACKWARD_OP, ""),
-    (r"^(?:nccl|gloo|mpi|ucc):|^nccl[A-Z]", COLLECTIVE, ""),
-    (r"^PyTorch Profiler|^\[memory\]$|^Command Buffer Full$|^Activity Buffer Request$", HIDDEN, ""),
+    (r"^(?:nccl|gloo|mpi|ucc):\w+$", COLLECTIVE, "work"),
+    (r"^(?:all_reduce|all_gather|reduce_scatter|broadcast|reduce|all_to_all|barrier|gather|scatter|send|recv|send_recv)$",
+     COLLECTIVE, "call"),
+    (r"^nccl[A-Z]", COLLECTIVE, ""),
+    (r"^PyTorch Profiler|^\[memory\]$|^Command Buffer Full$|^Activity Buffer Request$|^agprof\.(?:rank|capture)", HIDDEN, ""),
 )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def write_stream(run: Path, trace: RankTrace, *, node: int, world_size: int | No
                               for s, a, b in steps.select("step", "start_ns", "end_ns").iter_rows()))  # fmt: skip
     _append(writer, "micro_steps", ((s, m, a, b, None, None, None) for s, m, a, b in micro.iter_rows()))
     _append(writer, "spans", _spans(phases, own, steps, micro))
-    _append(writer, "collectives", _collectives(find_collectives(trace, names), phases, steps, micro))
+    _append(writer, "collectives", _collectives(find_collectives(trace, names, ranges), phases, steps, micro))
     _append(writer, "memory", _memory(trace, steps))
     _append(writer, "facts", ((time_ns, k, json.dumps(v)) for k, v in _facts(trace, names).items()))
     writer.close("imported")

@@ -367,7 +367,8 @@ def test_a_trace_without_wall_time_has_no_date(tmp_path: Path, take: Import) -> 
 
 def test_names_of_runs() -> None:
     assert run_name([Path("/a/trace.json.gz")]) == "trace"
-    assert run_name([Path("job.tar.gz"), Path("b")]) == "job"
+    assert run_name([Path("job.tar.gz")]) == "job"
+    assert run_name([Path("/runs/tuesday/rank0.json"), Path("/runs/tuesday/rank1.json")]) == "tuesday"
     assert run_name([Path("<script>.json")]) == "script"
     assert run_name([Path("/a/...json")]) == "imported"
 

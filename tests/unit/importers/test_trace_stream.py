@@ -281,6 +281,16 @@ def test_collectives_of_the_host_alone(tmp_path: Path) -> None:
     assert rows.rows() == [("all_reduce", 8, 10, 30, None, 1, "forward")]
 
 
+def test_ranges_called_after_collectives_count_where_nothing_else_speaks_of_them(tmp_path: Path) -> None:
+    rows = [host("all_reduce", 10, 30), host("gloo:all_gather", 40, 60, thread=2), host("reduce", 70, 80, OP)]
+    run = stream_of(tmp_path / "a", rows)
+    told_ = run.tables["collectives"].select("op", "start_ns", "issue_end_ns", "end_ns", "group_size", "bytes")
+    assert told_.rows() == [("all_reduce", 10, 30, 30, 0, None), ("all_gather", 40, 40, 60, 0, None)]
+    assert run.tables["spans"].height == 0
+    run = stream_of(tmp_path / "b", rows, gpu=[gpu("ncclDevKernel_Broadcast", 40, 90)])
+    assert run.tables["collectives"]["op"].to_list() == ["broadcast"]
+
+
 def test_memory_at_the_end_of_steps(tmp_path: Path) -> None:
     events = [
         {"time_ns": t, "on_device": True, "device": 0, "bytes": b, "allocated_bytes": a, "reserved_bytes": 500}
