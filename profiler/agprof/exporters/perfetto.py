@@ -131,7 +131,7 @@ class _Writer:
 
     def _counter_values(self, rows: pl.DataFrame) -> Iterator[bytes]:
         for pid, name, series, time, value in rows.select("pid", "name", "series", "time_ns", "value").iter_rows():
-            key = (pid, f"{name} {series}")
+            key = (pid, name if name == series else f"{name} {series}")
             if key not in self.counters:
                 self.counters[key] = _COUNTER_UUIDS + len(self.counters)
                 yield packets.counter_track(self.counters[key], pid, key[1])

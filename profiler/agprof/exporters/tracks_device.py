@@ -265,6 +265,6 @@ def _memory_counters(frame: pl.DataFrame, pid: int) -> list[pl.DataFrame]:
 
 def _counters(frame: pl.DataFrame, shift: int, pid: int) -> list[pl.DataFrame]:
     frame = frame.filter(pl.col("value").is_finite()).select(
-        pid=pl.lit(pid, pl.Int64), name="text", series=pl.lit("value"), time_ns=pl.col("time_ns") + shift, value="value"
+        pid=pl.lit(pid, pl.Int64), name="text", series="text", time_ns=pl.col("time_ns") + shift, value="value"
     )
     return [frame.select(*COUNTER_COLUMNS)] if frame.height else []

@@ -75,11 +75,27 @@ CPU_ROW = st.fixed_dictionaries(
 )
 
 
+COUNTER_ROW = st.fixed_dictionaries(
+    {"time_ns": TIME, "text": NAMES, "value": st.floats(allow_nan=False, allow_infinity=False)}
+)
+MEMORY_ROW = st.fixed_dictionaries(
+    {
+        "time_ns": TIME,
+        "on_device": st.booleans(),
+        "device": st.one_of(st.none(), st.integers(0, 1)),
+        "address": NUMBER,
+        "bytes": st.integers(-(2**40), 2**40),
+        "allocated_bytes": NUMBER,
+        "reserved_bytes": NUMBER,
+    }
+)
+
+
 @contextmanager
 def run_of(
     spans: dict[int, list[dict[str, Any]]],
     collectives: dict[int, list[dict[str, Any]]] | None = None,
-    trace: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], []),
+    trace: dict[str, list[dict[str, Any]]] | None = None,
 ) -> Iterator[Run]:
     """A run whose ranks, each on a node of its own with its own clock, have these spans; rank 0 also a trace."""
     folder = Path(tempfile.mkdtemp())
@@ -94,21 +110,23 @@ def run_of(
                 "collectives": [_collective(values, boot) for values in (collectives or {}).get(rank, [])],
             }
             write_stream(layout.rank_stream(folder, rank), header, tables)
-        if trace != ([], []):
-            write_trace(folder, 0, *trace)
+        if trace is not None:
+            write_trace(folder, 0, trace)
         yield read_run(folder)
     finally:
         shutil.rmtree(folder)
 
 
-def write_trace(folder: Path, rank: int, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]]) -> None:
-    """Rows of device activities and host events, whose names are texts and whose times count from the run's begin."""
+def write_trace(folder: Path, rank: int, tables: dict[str, list[dict[str, Any]]]) -> None:
+    """Rows by table, whose names are texts and whose times count from the run's begin."""
     writer = TraceWriter(folder, rank)
-    for table, rows in (("gpu", gpu), ("cpu", cpu)):
+    for table, rows in tables.items():
         if rows:
             columns = {name: [values[name] for values in rows] for name in rows[0] if name != "text"}
-            columns["start_ns"] = [BOOT_NS + values["start_ns"] for values in rows]
-            columns["name"] = [writer.name(_plain(values["text"])) for values in rows]
+            time = "start_ns" if "start_ns" in columns else "time_ns"
+            columns[time] = [BOOT_NS + value for value in columns[time]]
+            if "text" in rows[0]:
+                columns["name"] = [writer.name(_plain(values["text"])) for values in rows]
             writer.append(table, columns)
     writer.close()
     write_meta(folder, rank, TraceMeta(format="kineto", source="made up", events={}, left_out={}))

@@ -12,7 +12,7 @@ import pytest
 from chrome_rules import read_checked
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from scene_runs import COLLECTIVE, CPU_ROW, GPU_ROW, MEGABYTE, NASTY, SPAN, run_of
+from scene_runs import COLLECTIVE, COUNTER_ROW, CPU_ROW, GPU_ROW, MEGABYTE, MEMORY_ROW, NASTY, SPAN, run_of
 
 from agprof.errors import TraceError
 from agprof.exporters import chrome, scenes
@@ -66,6 +66,16 @@ RANKS = st.fixed_dictionaries({0: st.lists(SPAN, max_size=12), 1: st.lists(SPAN,
 CALLS = st.fixed_dictionaries({0: st.lists(COLLECTIVE, max_size=6), 1: st.just([])})
 
 
+TRACE = st.fixed_dictionaries(
+    {
+        "gpu": st.lists(GPU_ROW, max_size=12),
+        "cpu": st.lists(CPU_ROW, min_size=1, max_size=12),
+        "memory_events": st.lists(MEMORY_ROW, max_size=4),
+        "counters": st.lists(COUNTER_ROW, max_size=4),
+    }
+)
+
+
 def one(**values: Any) -> dict[str, Any]:
     return {"category": "range", "name": "a", "start_ns": 0, "duration_ns": 10, "thread": 1, **values}
 
@@ -99,21 +109,22 @@ def test_spans_come_back_with_name_start_and_duration_to_the_nanosecond(
 
 
 @FEW
-@given(gpu=st.lists(GPU_ROW, max_size=12), cpu=st.lists(CPU_ROW, min_size=1, max_size=12), rows=ROWS_AT_A_TIME)
+@given(trace=TRACE, rows=ROWS_AT_A_TIME)
 def test_a_device_trace_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]], rows: int
+    tmp_path_factory: pytest.TempPathFactory, trace: dict[str, list[dict[str, Any]]], rows: int
 ) -> None:
     folder = tmp_path_factory.mktemp("chrome")
-    with run_of({0: []}, trace=(gpu, cpu)) as run, patch.object(scenes, "_CHUNK_ROWS", rows):
+    gpu, cpu = trace["gpu"], trace["cpu"]
+    with run_of({0: []}, trace=trace) as run, patch.object(scenes, "_CHUNK_ROWS", rows):
         files = exported(run, folder / "out")
         _, events = read_checked(files[0])
         read_checked(files[None])
         again = imported(files[0], folder / "again", 0)
         shift = EPOCH_NS - 5_000_000_000_000
-        for table in ("gpu", "cpu"):
-            before = run.traces[0].table(table).with_columns(pl.col("start_ns") + shift)
-            after = again.table(table)
-            assert before.sort(before.columns).equals(after.sort(after.columns))
+        for table in trace:
+            before, after = run.traces[0].table(table), again.table(table)
+            before = before.with_columns(pl.col("start_ns" if "start_ns" in before.columns else "time_ns") + shift)
+            assert before.sort(before.columns).equals(after.sort(after.columns)), table
         texts = run.traces[0].names()
         assert {again.names()[n] for t in ("gpu", "cpu") for n in again.table(t)["name"]} <= set(texts.values())
         launches = {row["correlation"] for row in cpu if row["kind"] in (CpuKind.RUNTIME, CpuKind.DRIVER)} - {None}

@@ -40,7 +40,7 @@ def test_wall_time_is_that_of_each_node_s_clock_to_the_nanosecond(tmp_path: Path
 def test_traces_have_real_texts_instead_of_ids(tmp_path: Path) -> None:
     gpu = [{"start_ns": n, "duration_ns": 1, "kind": int(GpuKind.MEMCPY), "text": name} for n, name in enumerate(NASTY)]
     cpu = [{"start_ns": 5, "duration_ns": 1, "kind": int(CpuKind.OP), "text": "aten::mm"}]
-    with run_of({0: []}, trace=(gpu, cpu)) as run:
+    with run_of({0: []}, trace={"gpu": gpu, "cpu": cpu}) as run:
         files = parquet.export(run, tmp_path, lambda line: None)
     names = {file.name for file in files}
     assert {f"trace_{table.name}.parquet" for table in TRACE_TABLES if table.name != "names"} <= names

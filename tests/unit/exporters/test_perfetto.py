@@ -78,7 +78,7 @@ def test_slices_and_arrows_of_a_device_trace_are_those_of_the_other_format(
     tmp_path_factory: pytest.TempPathFactory, gpu: list[dict[str, Any]], cpu: list[dict[str, Any]]
 ) -> None:
     folder = tmp_path_factory.mktemp("perfetto")
-    with run_of({0: []}, trace=(gpu, cpu)) as run, patch.object(scenes, "_CHUNK_ROWS", 3):
+    with run_of({0: []}, trace={"gpu": gpu, "cpu": cpu}) as run, patch.object(scenes, "_CHUNK_ROWS", 3):
         found = read_trace(exported(run, folder))
         expected, ends = chrome_slices(run, folder / "chrome")
         assert keys(found.slices) == expected
