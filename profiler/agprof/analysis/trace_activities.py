@@ -126,7 +126,7 @@ def _gpu_rows(trace: RankTrace) -> Columns:
         pl.col("external_id").fill_null(int(NONE)),
         pl.col("graph_node").is_not_null().alias("graph"),
     )
-    columns = _gather(trace, "gpu", pl.col("kind").is_in(list(classes)), picked)
+    columns = gather(trace, "gpu", pl.col("kind").is_in(list(classes)), picked)
     start, end = columns["start"], columns["end"]
     ordered = (start[1:] > start[:-1]) | ((start[1:] == start[:-1]) & (end[1:] <= end[:-1]))
     if not ordered.all():
@@ -152,7 +152,7 @@ def _call_rows(trace: RankTrace, launched: Ints) -> Columns:
         pl.col("name").is_in(waits).alias("waits"),
         pl.col("name").is_in(graphs).alias("graph"),
     )
-    return _gather(trace, "cpu", pl.col("kind").is_in(kinds), picked, lambda part: part["waits"] | _found(part, wanted))
+    return gather(trace, "cpu", pl.col("kind").is_in(kinds), picked, lambda part: part["waits"] | _found(part, wanted))
 
 
 def _found(part: Columns, wanted: Ints) -> Bools:
@@ -162,7 +162,7 @@ def _found(part: Columns, wanted: Ints) -> Bools:
     return np.asarray(wanted[at] == part["correlation"])
 
 
-def _gather(
+def gather(
     trace: RankTrace,
     table: str,
     wanted: pl.Expr,

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import NONE, Device, ints, take, texts
+from agprof.analysis.trace_activities import NONE, Device, gather, take, texts
 from agprof.analysis.trace_idle import by_thread
 from agprof.analysis.trace_intervals import Bools, Disjoint, Ints
 from agprof.analysis.trace_kernels import cut
@@ -32,7 +33,7 @@ def group_sums(trace: RankTrace, device: Device) -> pl.DataFrame:
     """Rows `by`, `name` (text), `count`, `sum_ns` of one rank. The sums of one `by` add up to all activities' time."""
     ops = _events(trace, pl.col("kind") == int(CpuKind.OP))
     at, thread = device.launched_at(), device.launched_by()
-    op = _by_external_id(device, ops, innermost_at(ops.start, ops.end, ops.thread, at, thread))
+    op = _by_external_id(trace, device, ops, innermost_at(ops.start, ops.end, ops.thread, at, thread))
     sums = [
         _sums("op", _codes(ops.name, op, device), device, _texts_of(trace, ops.name, op, "no operator")),
         _sums("phase", _phases(trace, device, ops, at, thread), device, dict(enumerate(_PHASES)) | {_LOST: NO_LAUNCH}),
@@ -87,34 +88,47 @@ def group_rows(sums: Iterable[pl.DataFrame]) -> tuple[KernelGroup, ...]:
     return tuple(rows)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Events:
-    """Some host events as arrays, sorted by begin."""
+    """Some host events, in the order of the trace's files."""
 
-    def __init__(self, rows: pl.DataFrame) -> None:
-        self.start = ints(rows["start_ns"])
-        self.end = self.start + ints(rows["duration_ns"])
-        self.thread = ints(rows["thread"])
-        self.name = ints(rows["name"])
-        self.external_id = ints(rows["external_id"])
-        self.sequence = ints(rows["sequence"])
-        self.forward_thread = ints(rows["forward_thread"])
+    wanted: pl.Expr
+    start: Ints
+    end: Ints
+    thread: Ints
+    name: Ints
+    sequence: Ints
+    """Autograd's number; NONE where it has none."""
+    backward: Bools
+    """Whether it belongs to a backward pass."""
 
     def __len__(self) -> int:
         return len(self.start)
 
 
 def _events(trace: RankTrace, wanted: pl.Expr) -> _Events:
-    columns = ("start_ns", "duration_ns", "thread", "name", "external_id", "sequence", "forward_thread")
-    return _Events(trace.tables["cpu"].filter(wanted).select(columns).collect())
+    sequence = pl.col("sequence")
+    picked = (
+        pl.col("start_ns").alias("start"),
+        (pl.col("start_ns") + pl.col("duration_ns")).alias("end"),
+        pl.col("thread").fill_null(int(NONE)),
+        pl.col("name"),
+        pl.when(sequence >= 0).then(sequence).otherwise(int(NONE)).alias("sequence"),
+        (pl.col("forward_thread").fill_null(0) != 0).alias("backward"),
+    )
+    return _Events(wanted=wanted, **gather(trace, "cpu", wanted, picked))
 
 
-def _by_external_id(device: Device, ops: _Events, op: Ints) -> Ints:
+def _by_external_id(trace: RankTrace, device: Device, ops: _Events, op: Ints) -> Ints:
     """For activities whose launch names no operator: the one that shares their external id, where one alone does."""
     missing = np.flatnonzero((op < 0) & (device.external_id != NONE) & (device.external_id != 0))
-    known = np.flatnonzero(ops.external_id != NONE)
-    if not len(missing) or not len(known):
+    if not len(missing):
         return op
-    ids, first, counts = np.unique(ops.external_id[known], return_index=True, return_counts=True)
+    external = gather(trace, "cpu", ops.wanted, (pl.col("external_id").fill_null(int(NONE)),))["external_id"]
+    known = np.flatnonzero(external != NONE)
+    if not len(known):
+        return op
+    ids, first, counts = np.unique(external[known], return_index=True, return_counts=True)
     at = np.minimum(np.searchsorted(ids, device.external_id[missing]), len(ids) - 1)
     good = (ids[at] == device.external_id[missing]) & (counts[at] == 1)
     filled = op.copy()
@@ -142,17 +156,17 @@ def _modules(modules: _Events, ops: _Events, at: Ints, thread: Ints) -> Ints:
 
 def _forward_of(ops: _Events, at: Ints, thread: Ints) -> Ints:
     """The forward operator whose backward each launch belongs to, or -1."""
-    numbered = ops.sequence >= 0
-    backward = np.flatnonzero(numbered & (ops.forward_thread != NONE) & (ops.forward_thread != 0))
-    forward = np.flatnonzero(numbered & ((ops.forward_thread == NONE) | (ops.forward_thread == 0)))
+    numbered = ops.sequence != NONE
+    backward, forward = np.flatnonzero(numbered & ops.backward), np.flatnonzero(numbered & ~ops.backward)
     if not len(backward) or not len(forward):
         return np.full(len(at), -1, dtype=np.int64)
     inside = innermost_at(ops.start[backward], ops.end[backward], ops.thread[backward], at, thread)
     wanted = np.where(inside >= 0, ops.sequence[backward[np.maximum(inside, 0)]], NONE)
-    # Of the operators of one number the outermost comes first: it is the one that autograd recorded.
-    numbers, first = np.unique(ops.sequence[forward], return_index=True)
-    found = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-    return np.where(numbers[found] == wanted, forward[first[found]], np.int64(-1))
+    # Of the operators of one number the outermost is the one that autograd recorded.
+    forward = forward[np.lexsort((-ops.end[forward], ops.start[forward], ops.sequence[forward]))]
+    numbers = ops.sequence[forward]
+    found = np.minimum(np.searchsorted(numbers, wanted, side="left"), len(numbers) - 1)
+    return np.where(numbers[found] == wanted, forward[found], np.int64(-1))
 
 
 def _phases(trace: RankTrace, device: Device, ops: _Events, at: Ints, thread: Ints) -> Ints:
@@ -162,7 +176,7 @@ def _phases(trace: RankTrace, device: Device, ops: _Events, at: Ints, thread: In
     text = {i: t[:500] for i, t in text.items() if not _STEP.match(t)}
     optimizer = _spans((ranges, _named(ranges, text, _OPTIMIZER)), (ops, _named(ops, text, _OPTIMIZER)))
     backward = _spans((ranges, _named(ranges, text, _BACKWARD)), (ops, _named(ops, text, _BACKWARD)))
-    recorded = (ops.sequence >= 0) & ((ops.forward_thread == NONE) | (ops.forward_thread == 0))
+    recorded = (ops.sequence != NONE) & ~ops.backward
     forward = _spans((ranges, _named(ranges, text, _FORWARD)), (ops, recorded))
     inside = [_holds(spans, at, thread) for spans in (optimizer, backward, forward)]
     return np.select([*inside, ~device.known], [0, 1, 2, _LOST], default=3).astype(np.int64)
