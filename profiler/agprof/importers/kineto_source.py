@@ -122,8 +122,8 @@ class _Packed:
         most = self._most or min(MAX_UNPACKED_BYTES, max(MAX_RATIO * read, _RATIO_COUNTS_FROM))
         if self._at > most:
             raise TraceError(
-                f"{self._file}: its first {read} bytes unpack to more than {most}, as no trace's do; allow more "
-                "(max_unpacked_bytes) if it is one"
+                f"{self._file}: its first {read:,} bytes unpack to more than {most:,}, as no trace's do; if you "
+                "trust it, allow more with --max-size"
             )
         return count
 
