@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from agprof.errors import TraceError
-from agprof.exporters import nsys_sqlite, nsys_writer, nvtxt
+from agprof.exporters import nsys_recipe, nsys_sqlite, nsys_writer, nvtxt
 from agprof.exporters.formats import Say
 from agprof.launch.host import cache_dir
 from agprof.launch.nsight import HOW_TO_GET, Importer, find_import_nvtxt, find_nsys, find_writer_backend
@@ -18,8 +18,11 @@ from agprof.launch.nsight_tools import base_report, export_sqlite, import_comman
 from agprof.store.reader import Run
 
 SUFFIX = ".nsys-rep"
+RECIPES = ".recipes"
+"""Suffix of the folder for `nsys recipe --input`."""
 CAPTURED = "nsys"
 """Folder of the reports that nsys captured of the run."""
+_OLDER_S = 3
 _SLOW_EVENTS = 300_000
 """ImportNvtxt takes 240,000 a second; what takes longer than two seconds is announced."""
 
@@ -49,6 +52,8 @@ def export(run: Run, folder: Path, say: Say) -> list[Path]:
     # After the report: nsys stats takes the database beside a report only while it is the newer one.
     nsys_sqlite.write(run, database, say)
     files.append(database)
+    if nsys is not None and report in files and nsys_recipe.has_recipes(nsys):
+        files += nsys_recipe.write(database, report, folder / f"{run.path.name}{RECIPES}")
     if nsys is not None and importer is not None:
         for rank, captured in captured_reports(run):
             files += _merge_captured(run, rank, captured, nsys, importer, folder, say)
@@ -77,6 +82,7 @@ def _import(nsys: Path, importer: Importer, text: Path, report: Path, written: n
         with tempfile.TemporaryDirectory(dir=report.parent, prefix=".nsys-") as work:
             partial = Path(work) / report.name
             imported = merge(importer, base.file, text, partial)
+            _date_back(partial)
             partial.replace(report)
     if imported != wanted:
         say(f"note: ImportNvtxt took {imported} of {wanted} events of {text.name}")
@@ -104,10 +110,17 @@ def _merge_captured(
             return []
         merge(importer, captured, text, merged)
         nsys_sqlite.extend(run, exported, say, rank=rank, epoch=epoch, domain="run folder: ")
+        _date_back(merged)
         merged.replace(report)
         exported.replace(database)
     database.touch()
     return [report, database]
+
+
+def _date_back(report: Path) -> None:
+    """Make a report older than what we write beside it: nsys takes that only when it is newer, by whole seconds."""
+    then = report.stat().st_mtime - _OLDER_S
+    os.utime(report, (then, then))
 
 
 def _secrets(report: Path, whose: str) -> str:

@@ -20,7 +20,7 @@ IMPORT_TIMEOUT_S = 3600
 # -s none --cpuctxsw=none: with context switches traced, 2 of 34 runs of nsys 2022.4 never ended.
 _PROFILE = ("profile", "-t", "none", "-s", "none", "--cpuctxsw=none", "-f", "true", "-o")
 # nsys notes the environment of every process that it sees. With process numbers of its own it sees itself alone. Its
-# list of sessions lies in /dev/shm and goes by process numbers, so it needs one of its own too.
+# list of sessions goes by process numbers, so it needs one of its own too.
 _OWN_SHM = ("sh", "-c", 'mount -t tmpfs none /dev/shm && exec "$@"', "sh")
 _ALONE: Sequence[Sequence[str]] = (
     ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc", *_OWN_SHM),
@@ -47,7 +47,8 @@ def base_report(nsys: Path, work: Path, cache: Path) -> BaseReport:
     if kept.is_file():
         return BaseReport(kept, private=True)
     file = work / "agprof.nsys-rep"  # nsys-ui shows this name on the tab, whatever the report is called later
-    environment = {"PATH": os.defpath, "HOME": str(work), "LC_ALL": "C.UTF-8"}
+    # Its list of sessions lies in TMPDIR (2023) and /dev/shm (2022); with our own, no other nsys is in the way.
+    environment = {"PATH": os.defpath, "HOME": str(work), "TMPDIR": str(work), "LC_ALL": "C.UTF-8"}
     said = ""
     for wrapper in (*_ALONE, ()):
         if wrapper and shutil.which(wrapper[0]) is None:
