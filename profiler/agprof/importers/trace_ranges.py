@@ -5,7 +5,8 @@ import polars as pl
 from agprof.model.trace_tables import CpuKind
 from agprof.store.traces import RankTrace
 
-STEP, PHASE, BACKWARD_OP, COLLECTIVE, HIDDEN, RANGE = "step", "phase", "backward op", "collective", "hidden", "range"
+STEP, MICRO_STEP, PHASE, BACKWARD_OP = "step", "micro-step", "phase", "backward op"
+COLLECTIVE, HIDDEN, RANGE = "collective", "hidden", "range"
 
 # Rules in order: the first that matches counts. (pattern, what it is, phase or way of counting)
 _RULES = (
@@ -13,6 +14,7 @@ _RULES = (
     (r"^step \d+$", STEP, "agprof"),
     (r"(?i)^(?:train(?:ing)?[ _]?)?(?:step|iter|iteration|global_step)[ _#:=-]*\d+$", STEP, "numbered"),
     (r"(?i)^(?:train(?:ing)?[ _]?)?(?:step|iter|iteration)$", STEP, "counted"),
+    (r"^micro-step \d+$", MICRO_STEP, ""),
     (r"^Optimizer\.step#", PHASE, "optimizer"),
     (r"^enumerate\(DataLoader\)#", PHASE, "data"),
     (r"^(?:#+ ?)?(?:data|dataloader|get_batch|wait_for_batch)(?: ?#+)?$", PHASE, "data"),
@@ -26,7 +28,8 @@ _RULES = (
     (r"^(?:all_reduce|all_gather|reduce_scatter|broadcast|reduce|all_to_all|barrier|gather|scatter|send|recv|send_recv)$",
      COLLECTIVE, "call"),
     (r"^nccl[A-Z]", COLLECTIVE, ""),
-    (r"^PyTorch Profiler|^\[memory\]$|^Command Buffer Full$|^Activity Buffer Request$|^agprof\.(?:rank|capture)", HIDDEN, ""),
+    (r"^PyTorch Profiler|^\[memory\]$|^Command Buffer Full$|^Activity Buffer Request$", HIDDEN, ""),
+    (r"^agprof\.(?:rank|capture)", HIDDEN, ""),
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import polars as pl
 
 from agprof.importers.trace_collectives import find_collectives
 from agprof.importers.trace_phases import find_phases
-from agprof.importers.trace_ranges import RANGE, classified, host_ranges
+from agprof.importers.trace_ranges import MICRO_STEP, RANGE, classified, host_ranges
 from agprof.importers.trace_steps import find_steps, step_in_progress
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.model.version import __version__
@@ -35,7 +35,7 @@ def write_stream(run: Path, trace: RankTrace, *, node: int, world_size: int | No
     ranges = host_ranges(trace, names)
     steps = find_steps(ranges)
     phases = find_phases(trace, ranges, steps)
-    micro = _micro_steps(steps, phases)
+    micro = _micro_steps(steps, ranges, phases)
     own = ranges.filter((pl.col("what") == RANGE) & (pl.col("end_ns") > pl.col("start_ns")))
     notes = []
     if own.height > MAX_RANGES:
@@ -85,9 +85,24 @@ def _header(trace: RankTrace, node: int, world_size: int | None) -> dict[str, An
     return header
 
 
-def _micro_steps(steps: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
-    """step, micro_step, start_ns, end_ns: one per backward pass inside a step, each from the end of the one before."""
-    schema = {"step": pl.Int64, "micro_step": pl.Int64, "start_ns": pl.Int64, "end_ns": pl.Int64}
+_MICRO_SCHEMA = {"step": pl.Int64, "micro_step": pl.Int64, "start_ns": pl.Int64, "end_ns": pl.Int64}
+
+
+def _micro_steps(steps: pl.DataFrame, ranges: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
+    """step, micro_step, start_ns, end_ns: agprof's own ranges `micro-step N` where there are any, else by passes."""
+    named = ranges.filter(pl.col("what") == MICRO_STEP)
+    if not named.height or not steps.height:
+        return _passes(steps, phases)
+    number = pl.col("text").str.extract(r"(\d{1,9})$").cast(pl.Int64)
+    rows = named.select("start_ns", "end_ns", step_in_progress(steps, named["start_ns"]), micro_step=number)
+    unique = rows.filter(pl.col("step").is_in(steps["step"].implode())).unique(
+        ["step", "micro_step"], maintain_order=True
+    )
+    return unique.select(*_MICRO_SCHEMA)
+
+
+def _passes(steps: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
+    """One micro-step per backward pass inside a step, each from the end of the one before."""
     backward = _outermost(phases.filter(pl.col("name") == "backward"))
     inside = backward.sort("start_ns").join_asof(
         steps.select("step", begin="start_ns", until="end_ns"),
@@ -97,11 +112,11 @@ def _micro_steps(steps: pl.DataFrame, phases: pl.DataFrame) -> pl.DataFrame:
     )
     within = inside.filter(pl.col("end_ns") <= pl.col("until"))
     if not within.height:
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=_MICRO_SCHEMA)
     return within.with_columns(
         micro_step=pl.int_range(pl.len()).over("step"),
         start_ns=pl.coalesce(pl.col("end_ns").shift(1).over("step"), "begin"),
-    ).select(pl.col(name).cast(dtype) for name, dtype in schema.items())
+    ).select(pl.col(name).cast(dtype) for name, dtype in _MICRO_SCHEMA.items())
 
 
 def _outermost(spans: pl.DataFrame) -> pl.DataFrame:

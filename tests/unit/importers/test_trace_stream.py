@@ -189,6 +189,17 @@ def test_the_parts_of_an_imported_step_add_up_to_it(
         assert sum(row[phase] for phase in PHASES) == row["end_ns"] - row["start_ns"]
 
 
+def test_micro_steps_that_agprof_wrote_itself(tmp_path: Path) -> None:
+    rows = [host("step 4", 0, 100), host("micro-step 0", 0, 40), host("backward", 20, 35), host("micro-step 1", 40, 90),
+            host("mine", 50, 60)]  # fmt: skip
+    run = stream_of(tmp_path, rows)
+    assert run.tables["micro_steps"].select("step", "micro_step", "start_ns", "end_ns").rows() == [
+        (4, 0, 0, 40),
+        (4, 1, 40, 90),
+    ]
+    assert run.tables["spans"].select("name", "micro_step").rows() == [("backward", 0), ("mine", 1)]
+
+
 def test_ranges_with_their_depth_and_step(tmp_path: Path) -> None:
     rows = [
         host("ProfilerStep#1", 0, 100),
