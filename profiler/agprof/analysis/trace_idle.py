@@ -47,13 +47,16 @@ def idle_by_cause(device: Device, waits: HostWaits, idle: Disjoint) -> dict[Idle
     launched, thread = _next_launch(device, idle)
     known = launched != NONE
     cut = np.clip(launched, idle.start, idle.end)
-    host = _Gaps(idle.start[known], cut[known], thread[known])
+    # Only gaps that the host has a share in: there may be a million others.
+    late = known & (cut > idle.start)
+    host = _Gaps(idle.start[late], cut[late], thread[late])
+    del launched, thread
     data = _inside(host, waits.data)
     synchronising = without(_inside(host, waits.synchronising), data)
     told = together(data, synchronising)
     return {
         "launch": without(union(host.start, host.end), told),
-        "kernel wait": union(cut[known], idle.end[known]),
+        "kernel wait": union(np.where(known, cut, idle.end), idle.end),
         "synchronisation": synchronising,
         "data": data,
         "unknown": union(idle.start[~known], idle.end[~known]),
@@ -73,11 +76,14 @@ def _next_launch(device: Device, idle: Disjoint) -> tuple[Ints, Ints]:
     Of several activities that begin together the first in the table; of an empty one inside a gap nothing is said, for
     it occupies no time.
     """
-    solid = np.flatnonzero(device.end > device.start)
-    if not len(solid):
+    solid = device.end > device.start
+    if not solid.any():
         return np.full(len(idle.start), NONE), np.full(len(idle.start), NONE)
-    first = np.minimum(np.searchsorted(device.start[solid], idle.end, side="left"), len(solid) - 1)
-    launch = np.where(device.start[solid[first]] == idle.end, device.launch[solid[first]], np.int64(-1))
+    starts, launches = device.start, device.launch
+    if not solid.all():
+        starts, launches = starts[solid], launches[solid]
+    first = np.minimum(np.searchsorted(starts, idle.end, side="left"), len(starts) - 1)
+    launch = np.where(starts[first] == idle.end, launches[first], np.int64(-1))
     known = launch >= 0
     return (
         np.where(known, take(device.launches.start, launch), NONE),

@@ -69,8 +69,11 @@ def union(start: Ints, end: Ints) -> Disjoint:
         order = np.argsort(start, kind="stable")
         start, end = start[order], end[order]
     reach = np.maximum.accumulate(end)
-    first = np.flatnonzero(np.concatenate(([True], start[1:] > reach[:-1])))
-    return Disjoint(start[first], reach[np.concatenate((first[1:] - 1, [len(start) - 1]))])
+    begins = np.empty(len(start), dtype=np.bool_)
+    begins[0] = True
+    np.greater(start[1:], reach[:-1], out=begins[1:])
+    first = np.flatnonzero(begins)
+    return Disjoint(start[first], reach[np.append(first[1:] - 1, len(start) - 1)])
 
 
 def both(one: Disjoint, other: Disjoint) -> Disjoint:
