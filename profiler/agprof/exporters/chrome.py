@@ -45,7 +45,7 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
             with GzipParts(files[-1]) as own:
                 own.text(_head(_metadata(run, base_ns) | _of_rank(run, rank, len(ranks), on_wall)))
                 for scene in rank_scenes(run, rank, on_wall, tracks):
-                    _write(scene, base_ns, (whole, own))
+                    _write(scene, base_ns, (whole,) if scene.derived else (whole, own))
                 _write_lines(_names(tracks, rank), (whole, own))
                 own.text(_tail(host_process(rank, on_wall, tracks)))
         for scene in node_scenes(run, on_wall, tracks):

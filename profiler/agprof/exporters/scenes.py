@@ -1,6 +1,7 @@
 """The scenes of a run one after the other, so that only one rank's is in memory at a time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import polars as pl
 
@@ -25,10 +26,14 @@ def numbers(run: Run, scope: str) -> list[int]:
 
 
 def rank_scenes(run: Run, rank: int, clocks: Clocks, tracks: Tracks) -> Iterator[Scene]:
-    """A rank's trace, then its own tables. In this order a trace's threads keep their own numbers as track numbers."""
+    """A rank's trace, then its own tables. In this order a trace's threads keep their own numbers as track numbers.
+
+    The own tables of an imported run were made from its trace.
+    """
     if rank in run.traces:
         yield trace_scene(run.traces[rank], clocks, tracks)
-    yield rank_scene(run, rank, clocks, tracks)
+    own = rank_scene(run, rank, clocks, tracks)
+    yield replace(own, derived=rank in run.traces and "imported" in run.manifest)
 
 
 def node_scenes(run: Run, clocks: Clocks, tracks: Tracks) -> Iterator[Scene]:

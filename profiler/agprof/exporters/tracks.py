@@ -72,6 +72,8 @@ class Scene:
     counters: Sequence[pl.DataFrame] = ()
     derived_counters: Sequence[pl.DataFrame] = ()
     """Made from other events of the scene, for the eye: no part of what an import should find again."""
+    derived: bool = False
+    """So is the whole scene."""
 
 
 @dataclass(slots=True)

@@ -188,7 +188,7 @@ def _not_zero(values: pl.Expr) -> pl.Expr:
 def _host_placer(process: Process, tracks: Tracks) -> Placer:
     def track(key: tuple[Any, ...], lane: int) -> Track:
         (thread,) = key
-        name = "unknown thread" if thread is None else f"thread {thread}"
+        name = "unknown thread" if thread is None else f"thread {thread} (trace)"
         wanted = thread if lane == 0 else None
         return tracks.thread(process, ("host", thread, lane), lane_name(name, lane), _HOST_ORDER + lane, wanted)
 

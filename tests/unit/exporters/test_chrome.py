@@ -222,6 +222,23 @@ REAL = ("v100_train_rank1of2", "a100_nccl_args", "h100_qwen_0.5b", "b200_eager_r
         "cuda_event_sync_multi_stream", "triton_example", "cpu_only_rank34", "no_gpu_rank")  # fmt: skip
 
 
+def test_what_an_import_made_of_a_trace_is_for_viewers_alone(tmp_path: Path, traces_dir: Path) -> None:
+    """Else every round of export and import would add steps, phases and collectives to the trace."""
+    given = traces_dir / "a100_nccl_args.json.gz"
+    first = read_run(import_files([given], tmp_path / "first", name="first", export_report=no_nsys))
+    assert first.tables["collectives"].height and first.tables["steps"].height
+    exported(first, tmp_path / "out")
+    again = read_run(import_files([tmp_path / "out"], tmp_path / "again", name="again", export_report=no_nsys))
+    ((rank, before),) = first.traces.items()
+    for table in before.tables:
+        one, two = before.table(table), again.traces[rank].table(table)
+        if table == "names":
+            one, two = one.unique("name"), two.unique("name")
+        assert one.sort(one.columns).equals(two.sort(two.columns)), table
+    for table in ("steps", "spans", "collectives"):
+        assert first.tables[table].equals(again.tables[table]), table
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_real_traces_come_back_as_they_were(tmp_path: Path, traces_dir: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
