@@ -30,6 +30,7 @@ from agprof.analysis.trace_path_device import UNKNOWN, Device, device_activities
 from agprof.analysis.trace_path_host import LAUNCH, OPERATOR, Thread, host_threads
 from agprof.analysis.trace_path_slack import least_slack
 from agprof.analysis.trace_path_walk import CATEGORIES, Path, walk
+from agprof.analysis.trace_timeline import drawn_name
 from agprof.analysis.trace_window import Window, origin_ns, typical_window
 from agprof.model.trace_answers import CriticalPath, CriticalSegment
 from agprof.model.trace_tables import GpuKind
@@ -120,7 +121,7 @@ def _segments(
     return tuple(
         CriticalSegment(
             category=CATEGORIES[path.category[each]],
-            name=NOTHING_RECORDED if path.name[each] == UNKNOWN else names.get(int(path.name[each]), "?"),
+            name=NOTHING_RECORDED if path.name[each] == UNKNOWN else drawn_name(names.get(int(path.name[each]), "?")),
             start_ns=int(path.start_ns[each]) - origin,
             duration_ns=int(path.end_ns[each] - path.start_ns[each]),
             on_device=bool(path.on_device[each]),

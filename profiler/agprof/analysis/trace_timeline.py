@@ -106,7 +106,7 @@ def timeline(
         step=window.step,
         start_ns=window.start_ns - (origin_ns(trace) if origin is None else origin),
         window_ns=window.end_ns - window.start_ns,
-        names=tuple(_short(names.get(each, "?")) for each in used.tolist()),
+        names=tuple(drawn_name(names.get(each, "?")) for each in used.tolist()),
         kinds=KINDS,
         lanes=tuple(_drawn(lane, window.start_ns, used) for lane in kept),
         note=_note(left_out, deep),
@@ -265,7 +265,8 @@ def _drawn(lane: _Lane, since: int, used: IntArray) -> TraceLane:
     )
 
 
-def _short(name: str) -> str:
+def drawn_name(name: str) -> str:
+    """A name as far as it is kept: names come from outside and may be megabytes."""
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 

@@ -278,6 +278,12 @@ def test_too_many_segments_leave_the_shortest_out_and_change_no_sum() -> None:
     assert short.by_category_ns == whole.by_category_ns
 
 
+def test_monstrous_names_are_cut() -> None:
+    rows = TraceRows()
+    rows.cpu("op" * 1_000_000, 0, 100)
+    assert [len(segment.name) for segment in path_of(rows).segments] == [1_000]
+
+
 def test_times_count_from_the_origin_given() -> None:
     rows = TraceRows()
     rows.cpu("op", 1_000, 1_100)
