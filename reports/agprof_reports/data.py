@@ -169,7 +169,7 @@ class Page:
     """good | watch | bad, or empty."""
     facts: tuple[tuple[str, str], ...]
     bound_by: str
-    """`communication`, as a class of the colour and as a word."""
+    """Name of the colour of what bounds the run."""
     bound_word: str
     headline: str
     evidence: tuple[str, ...]
@@ -178,6 +178,9 @@ class Page:
     next_step: str
     step_bar: Bar | None
     step_bar_unit: str
+    step_bar_legend: tuple[tuple[str, str], ...]
+    per: str
+    """What savings count for: `a step`, or `a window` of a trace without steps."""
     quality_sentence: str
     quality_mark: str
     findings: tuple[FindingCard, ...]

@@ -10,11 +10,12 @@ from agprof_reports import rlhf, tables, trace
 from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.compute import modules
 from agprof_reports.charts.memory import memory_curves, memory_peaks
-from agprof_reports.charts.pieces import DIRECT_LABELS, PHASES, Span, run_span
+from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
 from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
+from agprof_reports.charts.trace_time import PARTS, parts_of
 from agprof_reports.charts.trace_timeline import DRAWN_SLICES
 from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section, Table
 from agprof_reports.figures import SOURCES, card, shown
@@ -39,15 +40,24 @@ _BOUND_WORDS = {
     "communication": "exposed communication",
     "other": "host",
     "straggler": "a straggler",
+    "launch": "the host's launches",
+    "kernel wait": "waits on the device",
     "unknown": "not known",
 }
+_BOUND_COLOURS = {
+    "copies": "memcpy",
+    "launch": "idle-launch",
+    "kernel wait": "idle-kernel-wait",
+    "synchronisation": "idle-synchronisation",
+}
+"""Where the colour has another name than what bounds the run."""
 
 
 def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
     identity, verdict, quality = answers.identity, answers.verdict, answers.quality
     groups = tables.group_steps(answers.time.steps)
     run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
-    bar, unit = _step_bar(answers)
+    bar, unit, legend = _device_bar(answers) or _step_bar(answers)
     return Page(
         title=identity.name,
         subtitle=identity.description,
@@ -55,7 +65,7 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         status=identity.status_sentence,
         status_mark=_STATUS_MARKS.get(identity.status, "watch"),
         facts=_facts(answers),
-        bound_by=verdict.bound_by,
+        bound_by=_BOUND_COLOURS.get(verdict.bound_by, verdict.bound_by),
         bound_word=_BOUND_WORDS.get(verdict.bound_by, verdict.bound_by),
         headline=verdict.headline,
         evidence=verdict.evidence,
@@ -64,6 +74,8 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         next_step=verdict.next_step,
         step_bar=bar,
         step_bar_unit=unit,
+        step_bar_legend=legend,
+        per="a step" if answers.time.steady_steps or answers.trace is None else "a window",
         quality_sentence=quality.sentence,
         quality_mark="watch" if quality.problems else "good",
         findings=_findings(answers),
@@ -135,14 +147,31 @@ def _many(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-def _step_bar(answers: RunAnswers) -> tuple[Bar | None, str]:
+_VerdictBar = tuple[Bar | None, str, tuple[tuple[str, str], ...]]
+"""Bar, unit and the legend of its colours."""
+
+
+def _step_bar(answers: RunAnswers) -> _VerdictBar:
     """The mean step over all ranks as one bar."""
     ranks = answers.time.ranks
     if not ranks:
-        return None, ""
+        return None, "", ()
     means = {name: sum(rank.parts_ns.get(name, 0.0) for rank in ranks) / len(ranks) for name in PHASES}
     divisor, unit = scale([sum(means.values())], "ns")
-    return Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items())), unit
+    return Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items())), unit, LEGEND
+
+
+def _device_bar(answers: RunAnswers) -> _VerdictBar | None:
+    """The mean window of the devices: an imported run is judged by it."""
+    windows = answers.trace.windows if answers.trace is not None else ()
+    if answers.identity.status != "imported" or not windows:
+        return None
+    parts = [parts_of(row) for row in windows]
+    means = {name: sum(part.get(name, 0) for part in parts) / len(parts) for name in PARTS}
+    divisor, unit = scale([sum(means.values())], "ns")
+    there = {name: value for name, value in means.items() if value}
+    bar = Bar(label="", parts=tuple((name, value / divisor) for name, value in there.items()))
+    return bar, unit, tuple((name, PARTS[name]) for name in there)
 
 
 def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:

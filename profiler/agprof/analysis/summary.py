@@ -24,7 +24,10 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
         _cut(f"median step {format_figure(time.step_time)}{_left_out(answers)}", width),
         *_wrap(answers.verdict.headline, width, 2),
         *(_cut(line, width) for line in _device(answers)),
-        *(_finding(finding, width) for finding in answers.findings[:_FINDINGS]),
+        *(
+            _finding(finding, width, "a step" if time.steady_steps else "a window")
+            for finding in answers.findings[:_FINDINGS]
+        ),
     ]
     if not answers.findings:
         lines.append(_cut("nothing found to change", width))
@@ -76,10 +79,10 @@ def _left_out(answers: RunAnswers) -> str:
     return f" (left out: {', '.join(parts)})" if parts else ""
 
 
-def _finding(finding: Finding, width: int) -> str:
+def _finding(finding: Finding, width: int, per: str) -> str:
     """The title, cut to leave room for the saving."""
     figure = finding.saving_ns_per_step
-    saves = f" (up to {format_value(figure.value, 'ns')} a step)" if figure and figure.value else ""
+    saves = f" (up to {format_value(figure.value, 'ns')} {per})" if figure and figure.value else ""
     return _cut(f"- {finding.title}", width - len(saves)) + saves
 
 

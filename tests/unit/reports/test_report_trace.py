@@ -393,3 +393,34 @@ def test_what_has_no_known_cause_is_not_named_as_the_largest():
     lost = replace(answer.groups[0], name="launch not in the trace", share=0.9, sum_ns=10**12)
     part = parts_by_key(replace(answer, groups=(lost, *answer.groups)))["trace-groups"]
     assert part.sentence.startswith("Most device time comes from operator `aten::mm` (55\u00a0%); module")
+
+
+@pytest.mark.parametrize(
+    ("bound_by", "colour", "word"),
+    [
+        ("compute", "compute", "compute"),
+        ("copies", "memcpy", "copies"),
+        ("launch", "idle-launch", "the host's launches"),
+        ("kernel wait", "idle-kernel-wait", "waits on the device"),
+        ("synchronisation", "idle-synchronisation", "synchronisation"),
+    ],
+)
+def test_a_verdict_on_the_device_has_a_colour_and_a_word(bound_by, colour, word):
+    answers = with_trace()
+    built = page.build(replace(answers, verdict=replace(answers.verdict, bound_by=bound_by)))
+    assert (built.bound_by, built.bound_word) == (colour, word)
+
+
+def test_the_verdict_on_an_import_stands_over_the_devices_time():
+    built = page.build(imported(with_trace()))
+    windows = with_trace().trace.windows
+    mean_ms = sum(row.window_ns for row in windows) / len(windows) / 1e6
+    assert sum(value for _, value in built.step_bar.parts) == pytest.approx(mean_ms)
+    assert [name for name, _ in built.step_bar_legend] == [name for name, _ in built.step_bar.parts]
+    assert [name for name, _ in page.build(with_trace()).step_bar.parts][:2] == ["data", "forward"]
+
+
+def test_savings_of_a_trace_without_steps_count_for_a_window():
+    answers = imported(replace(sample_answers(1, 0), trace=sample_trace(1)))
+    assert page.build(replace(answers, time=replace(answers.time, steady_steps=0))).per == "a window"
+    assert page.build(with_trace()).per == "a step"
