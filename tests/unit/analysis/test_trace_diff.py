@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agprof.analysis import trace_diff, trace_likeness
+from agprof.analysis.trace_critical_path import critical_path
 from agprof.analysis.trace_diff import diff_traces
 from agprof.analysis.trace_likeness import match_names
+from agprof.analysis.trace_memory import memory
+from agprof.analysis.trace_timeline import timeline
 from agprof.model.diff import DiffRow, TraceDiff
 from trace_rows import TraceRows
 
@@ -158,3 +161,15 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
     for module in (trace_diff, trace_likeness):
         assert doctest.testmod(module).failed == 0
+
+
+def test_no_analysis_changes_what_it_is_given() -> None:
+    trace = run([("k", 100), ("ncclKernel_AllReduce", 50)], steps=2)[0]
+    before = {name: frame.collect() for name, frame in trace.tables.items()}  # type: ignore[attr-defined]
+    hashes = {name: frame.hash_rows().to_list() for name, frame in before.items()}
+    critical_path(trace)  # type: ignore[arg-type]
+    timeline(trace)  # type: ignore[arg-type]
+    memory(trace)  # type: ignore[arg-type]
+    diff({0: trace}, {0: trace})
+    after = {name: frame.collect() for name, frame in trace.tables.items()}  # type: ignore[attr-defined]
+    assert {name: frame.hash_rows().to_list() for name, frame in after.items()} == hashes
