@@ -1,6 +1,7 @@
 """Trace files become an ordinary run folder: tables and streams written; all or nothing."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from agprof.errors import StoreError, TraceError
 from agprof.importers import kineto, nsys, torch_snapshot
 from agprof.importers.archives import MAX_BYTES, MAX_MEMBERS, Budget, gunzip, shown, unpack
-from agprof.importers.formats import Format, detect, first_bytes, is_gzip
+from agprof.importers.formats import REPORT_SUFFIXES, Format, detect, first_bytes, is_gzip
 from agprof.importers.manifest import write_manifest
 from agprof.importers.ranks import Assigned, Claim, assign, rank_of_name
 from agprof.importers.trace_stream import write_stream
@@ -141,8 +142,12 @@ def _files_in(folder: Path) -> Iterator[Path]:
 def _collect_all(work: _Import, files: Sequence[Path], whose: str) -> None:
     """Files that nobody named one by one: what is no trace is left out, and said."""
     before = len(work.sources)
+    exported = {file.with_suffix("") for file in files if file.suffix == ".sqlite"}
     for file in files:
-        _add(work, file, file.name, required=False)
+        if file.suffix in REPORT_SUFFIXES and file.with_suffix("") in exported:
+            work.notes.append(f"{shown(file.name)} stands beside its own SQLite export; left out")
+        else:
+            _add(work, file, file.name, required=False)
     if len(work.sources) == before:
         raise TraceError(
             f"{whose}: holds no trace (Kineto .json, nsys .sqlite, .nsys-rep, torch memory snapshot) in "
@@ -163,9 +168,20 @@ def _add(work: _Import, path: Path, label: str, *, required: bool) -> None:
     elif format_ in (Format.ZIP, Format.TAR):
         _unpack(work, path, label, tar=format_ is Format.TAR)
     else:
-        source = _source(work, path, label, format_, required=required)
+        with _named(work, label):
+            source = _source(work, path, label, format_, required=required)
         if source is not None:
             work.sources.append(source)
+
+
+@contextmanager
+def _named(work: _Import, label: str) -> Iterator[None]:
+    """Errors name an unpacked file as the user knows it, and not by where it was unpacked to."""
+    try:
+        yield
+    except TraceError as error:
+        place = re.escape(str(work.scratch))
+        raise TraceError(re.sub(rf"{place}[^\n:]*", lambda _: label, str(error))) from error
 
 
 def _unpack(work: _Import, path: Path, label: str, *, tar: bool) -> None:
@@ -232,7 +248,8 @@ def _import_all(work: _Import, run: Path, name: str, communication: Mapping[str,
         own = assigned[position : position + source.ranks]
         position += source.ranks
         tell = _telling(work.tell, source.label, done / total, size / total)
-        _write_tables(source, run, own, work.allowed_bytes, tell)
+        with _named(work, source.label):
+            _write_tables(source, run, own, work.allowed_bytes, tell)
         done += size
     _add_snapshots(work, snapshots, run, [found.rank for found in assigned])
     problems: list[str] = []

@@ -11,7 +11,7 @@ from agprof.importers.nsys_export import MAGIC as SQLITE
 
 _HEAD_BYTES = 4096
 _TAR_MAGIC = slice(257, 262)
-_PARQUET = b"PAR1"
+REPORT_SUFFIXES = (".nsys-rep", ".qdrep")
 
 
 class Format(Enum):
@@ -71,4 +71,4 @@ def _read(file: Path, size: int) -> bytes:
 
 def _is_report(file: Path, head: bytes) -> bool:
     # The container of .nsys-rep and .qdrep is not documented: its name decides, together with not being anything else.
-    return file.suffix in (".nsys-rep", ".qdrep") and bool(head)
+    return file.suffix in REPORT_SUFFIXES and bool(head)

@@ -20,6 +20,7 @@ NVTX = "NVTX_EVENTS"
 RUNTIME = "CUPTI_ACTIVITY_KIND_RUNTIME"
 BESIDE = 0.01
 """Below this share of a process' activities a device is not its own: a context opened there by mistake."""
+PROCESS_NAME = "name of the process"
 _NAMED = re.compile(r"\brank[ _-]?0*(\d{1,6})\b", re.IGNORECASE)
 
 
@@ -47,7 +48,7 @@ def find_ranks(export: Export, session: Session) -> tuple[NsysRank, ...]:
             f"{', '.join(sorted(export.tables)[:12]) or 'none'}; capture with nsys profile --trace=cuda,nvtx"
         )
     hints = _hints(export)
-    ranks = [_numbered(rank, found, hints) for rank in found]
+    ranks = _without_copies([_numbered(rank, found, hints) for rank in found])
     if len(ranks) == 1 and ranks[0].rank is None and session.rank is not None:
         ranks = [replace(ranks[0], rank=session.rank, rank_source="environment", world_size=session.world_size)]
     if len({rank.rank for rank in ranks}) < len(ranks):
@@ -105,6 +106,13 @@ def _by_process(export: Export, base: str, where: str) -> list[NsysRank]:
     ]
 
 
+def _without_copies(ranks: list[NsysRank]) -> list[NsysRank]:
+    """Without processes that only by their name are of a rank that another process surely is: agprof's ranges, merged
+    into the report of the rank itself (`agprof export --format nsys-rep`)."""
+    sure = {rank.rank for rank in ranks if rank.rank is not None and rank.rank_source != PROCESS_NAME}
+    return [rank for rank in ranks if rank.rank_source != PROCESS_NAME or rank.rank not in sure]
+
+
 @dataclass(frozen=True, slots=True)
 class _Hint:
     rank: int
@@ -115,7 +123,7 @@ class _Hint:
 def _hints(export: Export) -> Mapping[int, _Hint]:
     """What is said of processes' ranks; the surer word last, so that it wins."""
     hints: dict[int, _Hint] = {}
-    hints |= {process: _Hint(rank, "name of the process") for process, rank in _process_names(export).items()}
+    hints |= {process: _Hint(rank, PROCESS_NAME) for process, rank in _process_names(export).items()}
     hints |= {process: _Hint(rank, "NCCL", size) for process, (rank, size) in nsys_nccl.ranks(export).items()}
     hints |= {process: _Hint(rank, "MPI") for process, rank in _mpi(export).items()}
     hints |= {process: _Hint(rank, "agprof.rank mark") for process, rank in _marks(export).items()}

@@ -25,8 +25,8 @@ _RULES = (
     (r"^autograd::engine::evaluate_function", BACKWARD_OP, ""),
     (r"^(?:\w*::)*\w+Backward\d*$|AccumulateGrad$", BACKWARD_OP, ""),
     (r"^(?:nccl|gloo|mpi|ucc):\w+$", COLLECTIVE, "work"),
-    (r"^(?:all_reduce|all_gather|reduce_scatter|broadcast|reduce|all_to_all|barrier|gather|scatter|send|recv|send_recv)$",
-     COLLECTIVE, "call"),
+    (r"^(?:(?:all_)?reduce|all_gather|reduce_scatter|broadcast|all_to_all|barrier|gather|scatter|send|recv|send_recv)"
+     r"(?: [\d.]+ [KMGT]?i?B)?$", COLLECTIVE, "call"),
     (r"^nccl[A-Z]", COLLECTIVE, ""),
     (r"^PyTorch Profiler|^\[memory\]$|^Command Buffer Full$|^Activity Buffer Request$", HIDDEN, ""),
     (r"^agprof\.(?:rank|capture)", HIDDEN, ""),

@@ -190,6 +190,21 @@ def test_a_folder_is_searched_and_what_is_no_trace_is_said(tmp_path: Path, take:
     ]
 
 
+def test_a_report_beside_its_export_is_not_read_again(tmp_path: Path, take: Import) -> None:
+    put(tmp_path / "job", {"rank0.nsys-rep": b"\x01container"})
+    write_export(tmp_path / "job" / "rank0.sqlite", {"NVTX_EVENTS": [nvtx(0, 5, "a")]})
+    run = take(tmp_path / "job")
+    assert [trace.meta.source for trace in run.traces.values()] == ["rank0.sqlite"]
+    assert run.manifest["imported"]["notes"] == ["'rank0.nsys-rep' stands beside its own SQLite export; left out"]
+
+
+def test_errors_name_an_unpacked_file_as_the_user_knows_it(tmp_path: Path, take: Import) -> None:
+    write_export(tmp_path / "empty", {"OTHER": [{"a": 1}]})
+    archive = zip_of(tmp_path / "job.zip", {"rank0.sqlite": (tmp_path / "empty").read_bytes()})
+    with pytest.raises(TraceError, match=r"^rank0\.sqlite: the export holds no GPU activity"):
+        take(archive)
+
+
 def test_a_damaged_trace_in_a_folder_is_an_error_and_not_a_missing_rank(tmp_path: Path, take: Import) -> None:
     put(tmp_path / "job", {"rank0.json": kineto(), "rank1.json": b'{"schemaVersion": 1, "traceEvents": 5}'})
     with pytest.raises(TraceError, match=r"rank1\.json"):

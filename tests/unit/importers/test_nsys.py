@@ -205,6 +205,20 @@ def test_ranks_that_the_export_tells(tmp_path: Path, how: str) -> None:
     assert [(found.rank, (found.process or 0) & 0xFFFFFF) for found in head.ranks] == [(7, 2), (8, 1)]
 
 
+def test_agprofs_ranges_beside_the_process_that_they_are_of_are_no_second_rank(tmp_path: Path) -> None:
+    tables = {
+        "NVTX_EVENTS": [
+            nvtx(1, None, "agprof.rank 3", type_=34, pid=1),
+            nvtx(0, 9, "a", pid=1),
+            nvtx(0, 9, "b", pid=2),
+        ],
+        "PROCESSES": [{"globalPid": process(2), "name": "rank 03 (host)"}],
+    }
+    (trace,) = read(tmp_path, tables).values()
+    assert named(trace, "cpu") == ["a", "agprof.rank 3"]
+    assert trace.meta.left_out == {"NVTX_EVENTS of other processes or devices": 1}
+
+
 def test_two_processes_that_claim_one_rank_have_none(tmp_path: Path) -> None:
     mpi = [{"globalTid": thread(pid, 5), "rank": 3} for pid in (1, 2)]
     tables = {"StringIds": strings("k"), "CUPTI_ACTIVITY_KIND_KERNEL": [kernel(0, 5, 1, pid=1), kernel(0, 5, 1, pid=2)]}

@@ -293,7 +293,7 @@ def test_collectives_of_the_host_alone(tmp_path: Path) -> None:
 
 
 def test_ranges_called_after_collectives_count_where_nothing_else_speaks_of_them(tmp_path: Path) -> None:
-    rows = [host("all_reduce", 10, 30), host("gloo:all_gather", 40, 60, thread=2), host("reduce", 70, 80, OP)]
+    rows = [host("all_reduce 2.25 KiB", 10, 30), host("gloo:all_gather", 40, 60, thread=2), host("reduce", 70, 80, OP)]
     run = stream_of(tmp_path / "a", rows)
     told_ = run.tables["collectives"].select("op", "start_ns", "issue_end_ns", "end_ns", "group_size", "bytes")
     assert told_.rows() == [("all_reduce", 10, 30, 30, 0, None), ("all_gather", 40, 40, 60, 0, None)]
