@@ -5,7 +5,7 @@ the earliest event, whose nanoseconds since the epoch are `baseTimeNanoseconds`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import polars as pl
 from agprof.exporters.clocks import Clocks, clocks, first_ns
 from agprof.exporters.gzip_parts import GzipParts, part
 from agprof.exporters.json_text import microseconds, number, quoted
+from agprof.exporters.pace import Pace
 from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
 from agprof.exporters.tracks import Process, Scene, Tracks
 from agprof.exporters.tracks_run import host_process
@@ -32,24 +33,26 @@ KINETO_CATEGORIES = {"device": "gpu_user_annotation"} | dict.fromkeys(
 
 def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the trace. Raises OSError."""
-    on_wall, tracks = clocks(run.streams), Tracks()
+    on_wall, tracks, pace = clocks(run.streams), Tracks(), Pace(say, "chrome: slices written:")
     base_ns = first_ns(run, on_wall)
     ranks = numbers(run, "rank")
     files = [folder / FILE]
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     with GzipParts(folder / FILE) as whole:
         whole.text(_head(_metadata(run, base_ns) | {"agprof": {"version": __version__, "merged_ranks": len(ranks)}}))
-        for position, rank in enumerate(ranks):
-            say(f"chrome: rank {rank} ({position + 1} of {len(ranks)})")
+        for rank in ranks:
             files.append(folder / FOLDER / f"{layout.rank_stem(rank)}.json.gz")
             with GzipParts(files[-1]) as own:
                 own.text(_head(_metadata(run, base_ns) | _of_rank(run, rank, len(ranks), on_wall)))
                 for scene in rank_scenes(run, rank, on_wall, tracks):
-                    _write(scene, base_ns, (whole,) if scene.derived else (whole, own))
+                    for lines, derived in _pieces(scene, base_ns):
+                        _write_lines(lines, (whole,) if derived else (whole, own))
+                        pace.at(tracks.placed)
                 _write_lines(_names(tracks, rank), (whole, own))
                 own.text(_tail(host_process(rank, on_wall, tracks)))
         for scene in node_scenes(run, on_wall, tracks):
-            _write(scene, base_ns, (whole,))
+            for lines, _ in _pieces(scene, base_ns):
+                _write_lines(lines, (whole,))
         _write_lines(_names(tracks, None), (whole,))
         whole.text(_tail(next(iter(tracks.processes.values()), None)))
     for sentence in tracks.sentences():
@@ -91,21 +94,21 @@ def _tail(process: Process | None) -> str:
     return _described("process_sort_index", pid, 0, {"sort_index": order}) + "\n]\n}\n"
 
 
-def _write(scene: Scene, base_ns: int, files: tuple[GzipParts, ...]) -> None:
-    """Write a scene into all files; what is derived for the eye into the first, the viewers', alone."""
+def _pieces(scene: Scene, base_ns: int) -> Iterator[tuple[pl.Series, bool]]:
+    """The lines of a scene piece by piece, and whether they are for viewers alone: made from other events."""
     for slices in scene.slices:
         for rows in slice_chunks(slices):
-            _write_lines(_slice_lines(rows, base_ns), files)
-            _write_lines(_flow_lines(rows, base_ns), files)
+            yield _slice_lines(rows, base_ns), scene.derived
+            yield _flow_lines(rows, base_ns), scene.derived
     for frame in scene.instants:
         for rows in chunks(frame):
-            _write_lines(_instant_lines(rows, base_ns), files)
+            yield _instant_lines(rows, base_ns), scene.derived
     for frame in scene.counters:
         for rows in chunks(frame):
-            _write_lines(_counter_lines(rows, base_ns), files)
+            yield _counter_lines(rows, base_ns), scene.derived
     for frame in scene.derived_counters:
         for rows in chunks(frame):
-            _write_lines(_counter_lines(rows, base_ns), files[:1])
+            yield _counter_lines(rows, base_ns), True
 
 
 def _write_lines(lines: pl.Series, files: tuple[GzipParts, ...]) -> None:
@@ -120,7 +123,7 @@ def _write_lines(lines: pl.Series, files: tuple[GzipParts, ...]) -> None:
 def _slice_lines(frame: pl.DataFrame, base_ns: int) -> pl.Series:
     category = pl.col("category").replace(KINETO_CATEGORIES)
     return _lines(
-        frame.with_columns(cat=category), '{"ph":"X","cat":', pl.lit(_texts(frame, category)), ',"name":', _name(frame),
+        frame, '{"ph":"X","cat":', pl.lit(_texts(frame, category)), ',"name":', _name(frame),
         *_place(), ',"ts":', microseconds(pl.col("start_ns") - base_ns), ',"dur":', microseconds(pl.col("duration_ns")),
         ',"args":{', pl.col("args").fill_null(""), "}}",
     )  # fmt: skip

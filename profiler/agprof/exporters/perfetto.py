@@ -9,6 +9,7 @@ import polars as pl
 
 from agprof.exporters import perfetto_packets as packets
 from agprof.exporters.clocks import clocks, first_ns
+from agprof.exporters.pace import Pace
 from agprof.exporters.perfetto_packets import EventType
 from agprof.exporters.protobuf import varint, varints
 from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
@@ -25,14 +26,13 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the trace. Raises OSError."""
     on_wall, tracks = clocks(run.streams), Tracks()
     base_ns = first_ns(run, on_wall)
-    ranks = numbers(run, "rank")
     path = folder / FILE
     try:
         with path.open("wb") as file:
-            writer = _Writer(file, tracks, origin_ns=min(0, base_ns))
+            pace = Pace(say, "perfetto: slices written:")
+            writer = _Writer(file, tracks, pace, origin_ns=min(0, base_ns))
             file.write(packets.first(base_ns - writer.origin_ns))
-            for position, rank in enumerate(ranks):
-                say(f"perfetto: rank {rank} ({position + 1} of {len(ranks)})")
+            for rank in numbers(run, "rank"):
                 for scene in rank_scenes(run, rank, on_wall, tracks):
                     writer.scene(scene)
             for scene in node_scenes(run, on_wall, tracks):
@@ -51,6 +51,7 @@ class _Writer:
 
     file: BinaryIO
     tracks: Tracks
+    pace: Pace
     origin_ns: int
     """Taken from every time, because Perfetto knows none before zero; 0 unless the run says it began before 1970."""
     interned: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class _Writer:
         for rows in slice_chunks(slices):
             self._describe()
             self.file.write(b"".join(self._begins(rows, open_ends)))
+            self.pace.at(self.tracks.placed)
         for ends in open_ends.values():
             self.file.write(b"".join(packet for _, packet in reversed(ends)))
 

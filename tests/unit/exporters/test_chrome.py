@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,6 +17,7 @@ from scene_runs import COLLECTIVE, COUNTER_ROW, CPU_ROW, GPU_ROW, MEGABYTE, MEMO
 
 from agprof.errors import TraceError
 from agprof.exporters import chrome, scenes
+from agprof.exporters.pace import Pace
 from agprof.importers.folder import import_files
 from agprof.importers.kineto import import_file
 from agprof.model.trace_tables import CpuKind
@@ -175,6 +177,28 @@ def test_the_folder_of_all_files_is_imported_as_the_ranks_and_the_viewers_file_a
     assert again.tables["steps"].height == run.tables["steps"].height
     with pytest.raises(TraceError, match=r"holds 2 ranks on one timeline.*import the folder chrome"):
         import_files([files[None]], tmp_path / "alone", name="alone", export_report=no_nsys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bare": True}, {"torn": 0}, {"killed": 1}, {"missing": (1,)}, {"rlhf": True}, {"sampler": False, "gpus": 1}],
+    ids=str,
+)
+def test_runs_that_ended_badly_are_exported_as_far_as_they_came(tmp_path: Path, options: dict[str, Any]) -> None:
+    run = read_run(build_run(tmp_path / "run", hostile=True, **options))
+    files = exported(run, tmp_path / "out")
+    for file in files.values():
+        _, events = read_checked(file)
+    _, events = read_checked(files[None])
+    assert sum(event["name"].startswith("step ") for event in events) == run.tables["steps"].height > 0
+
+
+def test_a_long_export_says_how_far_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    always = partial(Pace, period_s=0.0)
+    with run_of({0: [one(), one(start_ns=20)]}) as run, patch.object(chrome, "Pace", always):
+        chrome.export(run, tmp_path, said.append)
+    assert said[0] == "chrome: slices written: 2"
 
 
 def test_a_run_without_anything_gives_an_empty_trace(tmp_path: Path) -> None:
