@@ -1,16 +1,23 @@
 """The profiler's steps of one rank, on the host and on its device."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import Device, ints, texts
+from agprof.analysis.trace_activities import Device
 from agprof.model.trace_tables import CpuKind
 from agprof.store.traces import RankTrace
 
-_STEP = re.compile(r"ProfilerStep#?\s*(\d{1,18})|(?:agprof )?step (\d{1,18})")
+_OWN = r"(?:train(?:ing)?[ _]?)?(?:step|iter|iteration"
+WAYS: tuple[str, ...] = (
+    r"^ProfilerStep ?#\d{1,18}$",
+    r"^step \d{1,18}$",
+    rf"(?i)^{_OWN}|global_step)[ _#:=-]*\d{{1,18}}$",
+    rf"(?i)^{_OWN})$",
+)
+"""Names of steps, the surest first: torch's, agprof's own, numbered ranges of the user, ranges that are only counted.
+One way makes all steps of a trace; they are those of `importers.trace_ranges`, and a test compares the two."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,25 +39,40 @@ class DeviceStep:
 
 
 def host_steps(trace: RankTrace) -> list[HostStep]:
-    """The steps that the trace marks (`ProfilerStep#3`, agprof's own `step 3`), in order, none of them overlapping."""
-    kinds = (int(CpuKind.ANNOTATION), int(CpuKind.OP))
-    marks = (
-        trace.tables["names"].filter(pl.col("text").str.contains(r"^(ProfilerStep#?\s*\d|(agprof )?step \d)")).collect()
-    )
-    if not marks.height:
+    """The steps that the trace marks, in order. Of two that overlap or have one number the earlier counts."""
+    text = pl.col("text").str.slice(0, 500)
+    names = trace.tables["names"].filter(pl.any_horizontal(text.str.contains(way) for way in WAYS)).collect()
+    if not names.height:
         return []
-    wanted = pl.col("kind").is_in(kinds) & pl.col("name").is_in(marks["name"].implode())
-    rows = trace.tables["cpu"].filter(wanted).select("start_ns", "duration_ns", "name").collect()
-    text = texts(trace, ints(rows["name"]))
-    found: list[HostStep] = []
-    for start, duration, name in rows.iter_rows():
-        match = _STEP.match(text.get(name, ""))
-        if match is not None:
-            found.append(HostStep(start, start + duration, int(match[1] or match[2])))
+    marks = _marks(trace, names)
+    for way in WAYS:
+        mine = marks.filter(pl.col("text").str.contains(way))
+        if mine.height:
+            return _in_order(mine)
+    return []
+
+
+def _marks(trace: RankTrace, names: pl.DataFrame) -> pl.DataFrame:
+    """start_ns, end_ns, text of the ranges of these names. Old traces hold torch's steps among the operators."""
+    kind = pl.col("kind")
+    wanted = kind.is_in((int(CpuKind.ANNOTATION), int(CpuKind.OP))) & pl.col("name").is_in(names["name"].implode())
+    rows = trace.tables["cpu"].filter(wanted).select("start_ns", "duration_ns", "name", "kind").collect()
+    told = rows.join(names.unique("name", keep="first", maintain_order=True), on="name", maintain_order="left")
+    torchs = pl.col("text").str.starts_with("ProfilerStep")
+    return told.filter(torchs | (kind == int(CpuKind.ANNOTATION))).select(
+        "start_ns", pl.col("text").str.slice(0, 500), end_ns=pl.col("start_ns") + pl.col("duration_ns")
+    )
+
+
+def _in_order(marks: pl.DataFrame) -> list[HostStep]:
+    number = pl.col("text").str.extract(r"(\d{1,18})$").cast(pl.Int64)
     kept: list[HostStep] = []
-    for step in sorted(found):
-        if not kept or step.start >= kept[-1].end:
-            kept.append(step)
+    seen: set[int] = set()
+    for start, end, told in marks.select("start_ns", "end_ns", number).sort("start_ns", "end_ns").iter_rows():
+        step = len(kept) if told is None else told
+        if step not in seen and end > start and (not kept or start >= kept[-1].end):
+            kept.append(HostStep(start, end, step))
+            seen.add(step)
     return kept
 
 
