@@ -14,7 +14,8 @@ from agprof_reports.text import clean, with_unit
 KEY, TITLE = "trace", "Device trace"
 _DEFINITIONS = {
     "exact": "",
-    "hta": "By the definitions of HolisticTraceAnalysis 0.5, not by agprof's own (`--compat hta`).",
+    "hta": "Device time per rank is by the definitions of HolisticTraceAnalysis 0.5 (`--compat hta`), which give "
+    "no cause of idle; all else is by agprof's own.",
 }
 _NOTES = 12
 _NO_CAUSE = frozenset({"launch not in the trace", "no operator", "no module", "other"})

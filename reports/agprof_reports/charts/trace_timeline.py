@@ -80,7 +80,7 @@ def slices(timeline: TraceTimeline, path: CriticalPath | None, most: int = DRAWN
         description=f"Lanes over time: streams of the device and threads of the host of {where}. Drag to move, use the "
         "wheel or + and - to zoom, 0 for the whole window, / to search.",
         head={
-            "window": timeline.window_ns,
+            "window": max(timeline.window_ns, 1),
             "names": _bounded(list(names)),
             "kinds": [{"word": KINDS.get(kind, kind), "colour": colour_of(kind)} for kind in kept],
             "pairs": [list(pair) for pair in pairs],

@@ -424,3 +424,8 @@ def test_savings_of_a_trace_without_steps_count_for_a_window():
     answers = imported(replace(sample_answers(1, 0), trace=sample_trace(1)))
     assert page.build(replace(answers, time=replace(answers.time, steady_steps=0))).per == "a window"
     assert page.build(with_trace()).per == "a step"
+
+
+def test_a_window_of_no_length_can_be_drawn():
+    timeline = replace(timeline_of(lane_of("stream 7", "device", (0, 0, 0))), window_ns=0)
+    assert trace_timeline.slices(timeline, None).head["window"] == 1
