@@ -21,6 +21,8 @@ _KIND = ["library", "op", "group", "group_size", "dtype", "bytes"]
 """What makes calls one row."""
 _SAME = ["library", "op", "group"]
 """Within which calls are numbered."""
+MAX_ROWS = 2000
+"""Rows of collectives that are kept, those that take most: sizes that differ from call to call make one each."""
 OVERLAPPING = 0.9
 """Share of calls matched by order that must run at one time on all ranks for the order to be believed."""
 _ITEM_BYTES = {
@@ -185,7 +187,7 @@ def collective_rows(matches: Matches) -> tuple[TraceCollectiveRow, ...]:
         )
         .sort(["sum_ns", *_KIND], descending=[True, *[False] * len(_KIND)])
     )
-    return tuple(_row(row) for row in rows.iter_rows(named=True))
+    return tuple(_row(row) for row in rows.head(MAX_ROWS).iter_rows(named=True))
 
 
 def _row(row: Mapping[str, object]) -> TraceCollectiveRow:
@@ -226,7 +228,7 @@ def communication_sentence(rows: tuple[TraceCollectiveRow, ...], matches: Matche
     """What communicates, and how much of that is waiting."""
     if not rows:
         return "No kernel communicates."
-    total, count = sum(row.sum_ns for row in rows), sum(row.count for row in rows)
+    total, count = int(matches.calls["duration_ns"].sum()), matches.calls.height
     libraries = ", ".join(sorted({row.library for row in rows}))
     top = rows[0]
     words = (
@@ -243,4 +245,6 @@ def communication_sentence(rows: tuple[TraceCollectiveRow, ...], matches: Matche
         )
     elif ranks == 1:
         words += " With one rank's trace, waiting can't be told from transfer."
+    if len(rows) == MAX_ROWS:
+        words += f" The table holds the {MAX_ROWS:,} combinations of operation, group and size that take most."
     return words + "".join(f" {note}" for note in matches.notes)

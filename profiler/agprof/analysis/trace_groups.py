@@ -81,9 +81,13 @@ def group_rows(sums: Iterable[pl.DataFrame]) -> tuple[KernelGroup, ...]:
     rows = []
     for by in ("op", "module", "phase"):
         mine = merged.filter(pl.col("by") == by).sort(["sum_ns", "count", "name"], descending=[True, True, False])
+        told = list(mine.head(MAX_GROUPS).select("name", "count", "sum_ns").iter_rows())
+        if mine.height > MAX_GROUPS:
+            rest = mine.slice(MAX_GROUPS)
+            told.append((f"({rest.height:,} more names)", int(rest["count"].sum()), int(rest["sum_ns"].sum())))
         rows += [
             KernelGroup(by=by, name=name, count=count, sum_ns=sum_ns, share=sum_ns / totals[by] if totals[by] else 0.0)
-            for _, name, count, sum_ns in mine.head(MAX_GROUPS).iter_rows()
+            for name, count, sum_ns in told
         ]
     return tuple(rows)
 

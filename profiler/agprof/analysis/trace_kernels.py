@@ -9,7 +9,7 @@ from agprof.analysis.trace_names import hints_at_communication
 from agprof.model.trace_answers import KernelRow
 
 MAX_ROWS = 2000
-"""Names that are kept, the largest first; the rest is one row."""
+"""Names that are kept, the largest first; the rest is one row per class."""
 MAX_NAME = 2000
 """Characters of a name that are kept."""
 
@@ -49,7 +49,26 @@ def kernel_rows(sums: Iterable[pl.DataFrame]) -> tuple[KernelRow, ...]:
         .sort(["sum_ns", "count", "text", "name", "kind"], descending=[True, True, False, False, False])
     )
     total = int(merged["sum_ns"].sum())
-    return tuple(_row(row, total) for row in merged.head(MAX_ROWS).iter_rows(named=True))
+    kept = merged.head(MAX_ROWS)
+    if merged.height > MAX_ROWS:
+        kept = pl.concat([kept, _rest(merged.slice(MAX_ROWS)).select(kept.columns)])
+    return tuple(_row(row, total) for row in kept.iter_rows(named=True))
+
+
+def _rest(rows: pl.DataFrame) -> pl.DataFrame:
+    """What has no row of its own, per class."""
+    return (
+        rows.group_by("kind")
+        .agg(
+            pl.col("count", "sum_ns").sum(),
+            pl.col("ranks", "max_ns").max(),
+            pl.col("min_ns").min(),
+            text=pl.format("({} more names)", pl.len()),
+            name=pl.lit(-1, dtype=pl.Int64),
+            library=pl.lit(None, dtype=pl.String),
+        )
+        .sort("kind")
+    )
 
 
 def _row(row: dict[str, int | str | None], total: int) -> KernelRow:

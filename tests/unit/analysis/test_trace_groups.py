@@ -3,7 +3,8 @@
 import pytest
 
 from agprof.analysis.trace import analyse_traces
-from agprof.analysis.trace_kernels import MAX_NAME
+from agprof.analysis.trace_groups import MAX_GROUPS
+from agprof.analysis.trace_kernels import MAX_NAME, MAX_ROWS
 from agprof.model.trace_answers import TraceAnswer
 from agprof.model.trace_tables import CpuKind, GpuKind
 from synthetic_trace import MAIN, TraceBuilder
@@ -135,3 +136,18 @@ def test_quality_is_said() -> None:
     assert "1 device rows are of a category" in said
     assert "no profiler step" in said
     assert "1 activities without a launch" in _answer(build).quality_sentence
+
+
+def test_names_beyond_the_table_are_one_row() -> None:
+    build = TraceBuilder()
+    for number in range(MAX_ROWS + 500):
+        build.cpu(f"op {number}", number * 10, 8)
+        build.launch(f"k{number}", number * 10 + 1, number * 10 + 3, 1 + number % 5, correlation=number + 1)
+    answer = _answer(build)
+    assert len(answer.kernels) == MAX_ROWS + 1
+    assert answer.kernels[-1].name == "(500 more names)"
+    assert sum(row.count for row in answer.kernels) == MAX_ROWS + 500
+    assert sum(row.share for row in answer.kernels) == pytest.approx(1)
+    ops = [row for row in answer.groups if row.by == "op"]
+    assert ops[-1].name == f"({MAX_ROWS + 500 - MAX_GROUPS:,} more names)"
+    assert sum(row.sum_ns for row in ops) == sum(row.sum_ns for row in answer.kernels)
