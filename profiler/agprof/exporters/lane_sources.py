@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from agprof.exporters.clocks import MAX_NS
 from agprof.model.format import format_value
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.reader import Run
@@ -82,6 +83,8 @@ def spans(run: Run, rank: int, clock_ns: int, *, trace: bool) -> pl.DataFrame:
     return (
         pl.concat(frames)
         .drop_nulls(["start_ns", "end_ns"])
+        # A damaged time near the ends of 64 bits would wrap around below.
+        .filter(pl.col("start_ns").is_between(-MAX_NS, MAX_NS) & pl.col("end_ns").is_between(-MAX_NS, MAX_NS))
         .with_columns(
             pl.col("start_ns") + clock_ns,
             pl.col("end_ns") + clock_ns,

@@ -15,13 +15,12 @@ from agprof.exporters.formats import Say
 from agprof.launch.host import cache_dir
 from agprof.launch.nsight import HOW_TO_GET, Importer, find_import_nvtxt, find_nsys, find_writer_backend
 from agprof.launch.nsight_tools import base_report, export_sqlite, import_command, merge
+from agprof.store import layout
 from agprof.store.reader import Run
 
 SUFFIX = ".nsys-rep"
 RECIPES = ".recipes"
 """Suffix of the folder for `nsys recipe --input`."""
-CAPTURED = "nsys"
-"""Folder of the reports that nsys captured of the run."""
 _OLDER_S = 3
 _SLOW_EVENTS = 300_000
 """ImportNvtxt takes 240,000 a second; what takes longer than two seconds is announced."""
@@ -63,7 +62,7 @@ def export(run: Run, folder: Path, say: Say) -> list[Path]:
 def captured_reports(run: Run) -> list[tuple[int, Path]]:
     """(rank, report) of what nsys captured of this run."""
     found = []
-    for file in sorted((run.path / CAPTURED).glob(f"rank-*{SUFFIX}")):
+    for file in sorted((run.path / layout.NSYS).glob(f"rank-*{SUFFIX}")):
         number = file.name.removeprefix("rank-").split(".")[0].split("-")[0].split("_")[0]
         if number.isdigit():
             found.append((int(number), file))

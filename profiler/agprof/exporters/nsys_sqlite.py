@@ -109,19 +109,20 @@ def _add(
     """Returns the last time written."""
     names = Names(database)
     clock = clocks(run.streams)
-    pace = Pace(say, f"{label}: rank")
+    pace = Pace(say, f"{label}: ranges written:")
     last = 0
     for process in processes(run):
         if only is None or process.rank == only:
-            last = max(last, _add_process(database, process, names, epoch, domain))
+            last = max(last, _add_process(database, process, names, epoch, domain, pace))
             if process.rank in run.traces:
                 shift = clock.of_rank(process.rank) - epoch
                 add_device_rows(database, run.traces[process.rank], names, shift, _VM | process.pid << 24)
-        pace.at(process.rank)
     return last
 
 
-def _add_process(database: sqlite3.Connection, process: Process, names: Names, epoch: int, domain: str) -> int:
+def _add_process(
+    database: sqlite3.Connection, process: Process, names: Names, epoch: int, domain: str, pace: Pace
+) -> int:
     process_id = _VM | process.pid << 24
     database.execute("INSERT INTO PROCESSES VALUES (?, ?, ?)", (process_id, process.pid, process.name))
     domains: dict[str, int] = {}
@@ -136,13 +137,15 @@ def _add_process(database: sqlite3.Connection, process: Process, names: Names, e
         thread = process_id | lane.thread
         database.execute("INSERT INTO ThreadNames VALUES (?, 0, ?)", (names.id(lane.name), thread))
         number = domains.setdefault(domain + lane.domain, len(domains) + 1)
-        _add_ranges(database, spans.filter(~_IN_CUPTI) if lane.domain == TRACE else spans, names, thread, number)
+        _add_ranges(database, spans.filter(~_IN_CUPTI) if lane.domain == TRACE else spans, names, thread, number, pace)
     _add_marks(database, process, names, epoch, domains.setdefault(domain + OWN, len(domains) + 1))
     _add_domains(database, domains, process_id)
     return last
 
 
-def _add_ranges(database: sqlite3.Connection, spans: pl.DataFrame, names: Names, thread: int, domain: int) -> None:
+def _add_ranges(
+    database: sqlite3.Connection, spans: pl.DataFrame, names: Names, thread: int, domain: int, pace: Pace
+) -> None:
     categories = spans["category"].to_list()
     rows = zip(
         spans["start_ns"].to_list(),
@@ -156,7 +159,7 @@ def _add_ranges(database: sqlite3.Connection, spans: pl.DataFrame, names: Names,
         spans["payload"].to_list(),
         strict=False,
     )
-    _insert(database, "NVTX_EVENTS", _OWN_COLUMNS, rows)
+    _insert(database, "NVTX_EVENTS", _OWN_COLUMNS, pace.over(rows))
 
 
 def _add_marks(database: sqlite3.Connection, process: Process, names: Names, epoch: int, domain: int) -> None:

@@ -32,11 +32,11 @@ def write(run: Run, report: Path, backend: Path, say: Say) -> None:
     """
     os.environ.setdefault(WRITER_VARIABLE, str(backend))
     writer: Any = import_module("nsys_writer")
-    pace = Pace(say, f"{report.name}: rank")
+    pace = Pace(say, f"{report.name}: ranges written:")
     with writer.Session(str(report.with_suffix(""))) as session:
         for process in processes(run):
             _write_process(session, process)
-            pace.at(process.rank)
+            pace.add(process.ranges)
 
 
 def _write_process(session: Any, process: Process) -> None:

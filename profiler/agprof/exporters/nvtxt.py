@@ -65,7 +65,7 @@ def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int
     """
     epoch = epoch_ns(run) if epoch is None else epoch
     written = Written(epoch)
-    pace = Pace(say, f"{file.name}: rank")
+    pace = Pace(say, f"{file.name}: lines written:")
     with replacing(file) as out:
         title = text(f"{run.path.name}, times since {epoch} ns")
         out.write(_HEADER.format(version=__version__, epoch_ns=epoch, title=title))
@@ -109,8 +109,7 @@ def _write_process(out: IO[str], process: Process, written: Written, pace: Pace)
         kept = Lane(thread=lane.thread, name=lane.name, domain=lane.domain, spans=spans)
         # Nsight keeps a thread's name only if no other process has a thread of that name.
         out.write(f'NameOsThread, {process.pid}, {lane.thread}, "{text(f"{lane.name}, {process.short}")}"\n')
-        out.writelines(_lane_lines(process.pid, kept, written.epoch_ns))
-        pace.at(process.rank)
+        out.writelines(pace.over(_lane_lines(process.pid, kept, written.epoch_ns)))
     marks = process.marks.filter(pl.col("time_ns") >= written.epoch_ns)
     if not marks.height:
         return
