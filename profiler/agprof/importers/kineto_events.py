@@ -17,6 +17,7 @@ Label = int | str
 NOTHING = -(2**63)
 """Stands for "not given" in a column of integers, so that a column is one array; None in the tables."""
 
+# Kineto's own names of its activity types (libkineto/include/ActivityType.h), old and new.
 GPU_KINDS: Mapping[str, GpuKind] = {
     "kernel": GpuKind.KERNEL,
     "Kernel": GpuKind.KERNEL,
@@ -25,11 +26,13 @@ GPU_KINDS: Mapping[str, GpuKind] = {
     "gpu_memset": GpuKind.MEMSET,
     "Memset": GpuKind.MEMSET,
     "cuda_sync": GpuKind.SYNC,
+    "xpu_sync": GpuKind.SYNC,
     "gpu_user_annotation": GpuKind.ANNOTATION,
     "mtia_ccp_events": GpuKind.KERNEL,
-    "hpu_op": GpuKind.KERNEL,
     "collective_comm": GpuKind.OTHER,
     "mtia_insight": GpuKind.OTHER,
+    "mtia_workloadd": GpuKind.OTHER,
+    "xpu_scope_profiler": GpuKind.OTHER,
     "cuda_event": GpuKind.OTHER,
     "cuda_profiler_range": GpuKind.OTHER,
 }
@@ -38,12 +41,15 @@ CPU_KINDS: Mapping[str, CpuKind] = {
     "Operator": CpuKind.OP,
     "cuda_runtime": CpuKind.RUNTIME,
     "Runtime": CpuKind.RUNTIME,
+    "runtime": CpuKind.RUNTIME,
     "hip_runtime": CpuKind.RUNTIME,
     "xpu_runtime": CpuKind.RUNTIME,
     "glow_runtime": CpuKind.RUNTIME,
     "mtia_runtime": CpuKind.RUNTIME,
+    "hpu_op": CpuKind.RUNTIME,
     "privateuse1_runtime": CpuKind.RUNTIME,
     "cuda_driver": CpuKind.DRIVER,
+    "driver": CpuKind.DRIVER,
     "xpu_driver": CpuKind.DRIVER,
     "privateuse1_driver": CpuKind.DRIVER,
     "user_annotation": CpuKind.ANNOTATION,

@@ -1,5 +1,6 @@
 """Every event of every real trace, to the nanosecond, against Python's json and decimals; how times are read."""
 
+import subprocess
 from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agprof.importers import kineto_window
+from agprof.importers import kineto_share, kineto_window
 from agprof.importers.kineto import import_file, peek
 from agprof.importers.kineto_time import array_ns, exact_ns
 from kineto_files import expected_rows, loaded, only_trace, rows_of, unpacked
@@ -105,3 +106,15 @@ def test_an_array_of_times_is_exact_or_refused(values: list[object]) -> None:
 @pytest.mark.parametrize("value", [None, True, "", "x", "nan", "1e99", 2**70, [], Decimal("NaN"), Decimal("Infinity")])
 def test_what_is_no_time_is_none(value: object) -> None:
     assert exact_ns(value) is None
+
+
+def test_a_helping_process_that_dies_costs_no_event(
+    traces_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(job: kineto_share.Job) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["false"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(kineto_share, "start_helper", dead)
+    file = traces_dir / "dlrm_8ranks_v100" / "rank3.json.gz"
+    assert import_file(file, tmp_path, 0, processes=2).truncated is None
+    assert rows_of(only_trace(tmp_path)) == expected_rows(loaded(unpacked(file)))

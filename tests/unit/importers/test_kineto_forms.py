@@ -113,6 +113,7 @@ def test_a_triton_operator_with_a_stream_stays_on_the_host(tmp_path: Path) -> No
         ("mtia_ccp_events", "gpu", GpuKind.KERNEL), ("cpu_op", "cpu", CpuKind.OP), ("Operator", "cpu", CpuKind.OP),
         ("cuda_runtime", "cpu", CpuKind.RUNTIME), ("Runtime", "cpu", CpuKind.RUNTIME),
         ("privateuse1_runtime", "cpu", CpuKind.RUNTIME), ("mtia_runtime", "cpu", CpuKind.RUNTIME),
+        ("hpu_op", "cpu", CpuKind.RUNTIME), ("xpu_sync", "gpu", GpuKind.SYNC), ("driver", "cpu", CpuKind.DRIVER),
         ("cuda_driver", "cpu", CpuKind.DRIVER), ("user_annotation", "cpu", CpuKind.ANNOTATION),
         ("python_function", "cpu", CpuKind.PYTHON), ("overhead", "cpu", CpuKind.OVERHEAD),
         ("something new", "cpu", CpuKind.OTHER),
