@@ -50,7 +50,29 @@ _METHODS = (
 )
 
 
+_OF_TRACES = (
+    (
+        "device time",
+        "From Kineto or Nsight Systems traces, as unions over a rank's streams: compute kernels; communication with no "
+        "compute beside it; copies with no kernel; memsets with nothing; idle. They add up to the window exactly, which "
+        "goes from the first activity's begin to the last one's end. A step on the device goes from the end of all "
+        "work launched before it to the end of all launched by its end.",
+    ),
+    (
+        "idle by cause",
+        "Of the activity that ends a gap: after its launch call began it waited on the device; before, the launching "
+        "thread stood in a data loader, in a synchronising call, or had not come so far (launch).",
+    ),
+    (
+        "wait and transfer",
+        "A collective's transfer is its shortest duration over the ranks, since the last to come waits for nobody; wait "
+        "is the rest. A straggler came last more often than chance explains (binomial test, 1 % over all ranks), by "
+        "10 µs or more in the mean and for 1 % of its window or more in total.",
+    ),
+)
+
+
 def methods(view: View) -> tuple[tuple[str, str], ...]:
     """Term and how it is measured."""
     rule = f"Left out of statistics: {view.warmup_rule}. Here: {view.warmup_steps} step(s)."
-    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:])
+    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:], *(_OF_TRACES if view.run.traces else ()))
