@@ -27,7 +27,9 @@ def import_(
             metavar="LIBRARY=REGEX",
         ),
     ] = None,
-    max_size: Annotated[str, typer.Option(help="The most that compressed files may unpack to.")] = "64GiB",
+    max_size: Annotated[
+        str | None, typer.Option(help="The most that compressed files may unpack to, as 100GiB.")
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a spinner.")] = False,
 ) -> None:
     """Make a run of traces by PyTorch or Nsight Systems.
@@ -46,7 +48,7 @@ def import_(
     console = Console(highlight=False)
     plain = plain or not console.is_terminal or console.is_dumb_terminal
     expressions = parse_communication(communication or [])
-    limit = parse_size(max_size)
+    limit = None if max_size is None else parse_size(max_size)
     name = name or run_name(files)
     target = out.absolute() if out is not None else default_folder(name, DEFAULT_OUT.absolute())
 

@@ -24,21 +24,26 @@ MAX_RATIO = 200
 """Unpacked over packed; traces shrink to a sixteenth or so. Below FREE_BYTES no ratio is looked at."""
 FREE_BYTES = 256 * 2**20
 _CHUNK = 2**20
+_TRUSTED = "if you trust it, allow more with --max-size"
 
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
     """What an import may still unpack."""
 
-    max_bytes: int = MAX_BYTES
+    max_bytes: int | None = None
+    """What the user allows; None: MAX_BYTES, and MAX_RATIO times its size of each file."""
     used_bytes: int = 0
 
-    def take(self, size: int, where: str) -> None:
-        """Count unpacked bytes. Raises TraceError when they are too many."""
+    def take(self, size: int, written: int, packed: int, where: str) -> None:
+        """Count unpacked bytes; `written` of a file that has `packed`. Raises TraceError when they are too many."""
         self.used_bytes += size
-        if self.used_bytes > self.max_bytes:
+        most = MAX_BYTES if self.max_bytes is None else self.max_bytes
+        if self.used_bytes > most:
+            raise TraceError(f"{where}: unpacks to more than {most:,} bytes; {_TRUSTED}")
+        if self.max_bytes is None and written > FREE_BYTES and written > MAX_RATIO * max(packed, 1):
             raise TraceError(
-                f"{where}: unpacks to more than {self.max_bytes:,} bytes; if you trust it, allow more with --max-size"
+                f"{where}: unpacks to more than {MAX_RATIO} times its {packed:,} bytes, as no trace does; {_TRUSTED}"
             )
 
 
@@ -118,12 +123,7 @@ def _copy(source: IO[bytes] | gzip.GzipFile, target: Path, budget: Budget, *, pa
     with target.open("xb") as out:
         while chunk := source.read(_CHUNK):
             written += len(chunk)
-            budget.take(len(chunk), where)
-            if written > FREE_BYTES and written > MAX_RATIO * max(packed, 1):
-                raise TraceError(
-                    f"{where}: unpacks to more than {MAX_RATIO} times its {packed:,} bytes, which no trace does; "
-                    "unpack it yourself if you trust it"
-                )
+            budget.take(len(chunk), written, packed, where)
             if shutil.disk_usage(target.parent).free < len(chunk) + FREE_BYTES:
                 raise TraceError(f"{where}: there is no room to unpack it in {target.parent}")
             out.write(chunk)

@@ -12,7 +12,7 @@ from typing import Any
 
 from agprof.errors import StoreError, TraceError
 from agprof.importers import kineto, nsys, torch_snapshot
-from agprof.importers.archives import MAX_BYTES, MAX_MEMBERS, Budget, gunzip, shown, unpack
+from agprof.importers.archives import MAX_MEMBERS, Budget, gunzip, shown, unpack
 from agprof.importers.formats import REPORT_SUFFIXES, Format, detect, first_bytes, is_gzip
 from agprof.importers.manifest import write_manifest
 from agprof.importers.ranks import Assigned, Claim, assign, rank_of_name
@@ -56,7 +56,7 @@ class _Import:
     @property
     def allowed_bytes(self) -> int | None:
         """What one compressed trace may unpack to where the user says it; None: what the reader takes for a trace."""
-        return None if self.budget.max_bytes == MAX_BYTES else self.budget.max_bytes
+        return self.budget.max_bytes
 
     def place(self) -> Path:
         """A new folder for unpacked files."""
@@ -73,14 +73,14 @@ def import_files(
     name: str,
     export_report: ExportReport,
     communication: Mapping[str, str] | None = None,
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Make the run folder `out` of trace files, folders and archives of them; its path.
 
     Nothing that looks like a run is left when it fails. `communication`: further kernels that are communication, as
-    library -> regular expression. Raises TraceError when a file can't be used, and StoreError when the folder can't be
-    written.
+    library -> regular expression. `max_bytes`: see `archives.Budget`. Raises TraceError when a file can't be used, and
+    StoreError when the folder can't be written.
     """
     if out.exists():
         raise StoreError(f"{out} exists already; name another folder with --out, or remove it")

@@ -305,6 +305,8 @@ def test_bombs(tmp_path: Path, take: Import, monkeypatch: pytest.MonkeyPatch) ->
             take(archive)
     with pytest.raises(TraceError, match=r"more than 100,000 bytes; .*--max-size"):
         take(zip_of(tmp_path / "c.zip", {"a.json": kineto() * 1000}), max_bytes=10**5)
+    with pytest.raises(TraceError, match="holds no trace"):
+        take(zip_of(tmp_path / "e.zip", {"a.json": zeros}), max_bytes=2**30)
     monkeypatch.setattr(archives, "MAX_MEMBERS", 10)
     for archive in (
         zip_of(tmp_path / "d.zip", {f"{n}.json": b"{}" for n in range(20)}),
