@@ -38,17 +38,18 @@ def quality_row(trace: RankTrace, device: Device | None, steps: int, calls: pl.D
 def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFrame | None) -> Iterator[str]:
     yield from trace.meta.notes
     if trace.meta.world_size is None:
-        yield "The trace does not say how many ranks the job had (no distributedInfo)."
+        missing = " (no distributedInfo)" if trace.meta.format == "kineto" else ""
+        yield f"The trace does not say how many ranks the job had{missing}."
     if device is None:
         yield "The trace holds no device activity: nothing is known of kernels."
         return
     if not steps:
-        yield "The trace marks no profiler step (ProfilerStep#): only the whole window can be judged."
-    missing = int((~device.known).sum())
-    if missing:
+        yield "The trace marks no step (ProfilerStep#3, step 3): only the whole window can be judged."
+    lost = int((~device.known).sum())
+    if lost:
         yield (
-            f"{missing:,} of {len(device.start):,} activities have no launch in the trace "
-            f"({percent(missing / len(device.start))}): launched before the window, or lost."
+            f"{lost:,} of {len(device.start):,} activities have no launch in the trace "
+            f"({percent(lost / len(device.start))}): launched before the window, or lost."
         )
     late = int((device.known & (device.launched_at() > device.start)).sum())
     if late:
@@ -78,5 +79,5 @@ def quality_sentence(rows: Sequence[TraceQuality], world: int | None) -> str:
         faults.append(f"{missing:,} activities without a launch")
     steps = sorted({row.steps for row in rows})
     marked = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    words += f", {marked} profiler step{'' if steps == [1] else 's'} marked"
+    words += f", {marked} step{'' if steps == [1] else 's'} marked"
     return f"{words}; {', '.join(faults)}." if faults else f"{words}; nothing is known to be missing."

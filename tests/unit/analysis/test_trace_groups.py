@@ -134,7 +134,7 @@ def test_quality_is_said() -> None:
     said = " ".join(row.notes)
     assert "1 of 2 activities have no launch" in said
     assert "1 device rows are of a category" in said
-    assert "no profiler step" in said
+    assert "marks no step" in said
     assert "1 activities without a launch" in _answer(build).quality_sentence
 
 
