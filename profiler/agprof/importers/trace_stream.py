@@ -153,13 +153,11 @@ def _places(times: pl.Series, steps: pl.DataFrame, micro: pl.DataFrame) -> tuple
     step = step_in_progress(steps, times)
     if not micro.height:
         return step.to_list(), [0] * len(times)
-    frame = pl.DataFrame({"step": step, "time_ns": times, "place": pl.int_range(len(times), eager=True)})
-    ended = micro.group_by("step").agg(ends=pl.col("end_ns").sort())
-    joined = frame.join(ended, on="step", how="left", maintain_order="left")
-    passed = joined.explode("ends").group_by("place", maintain_order=True).agg(
-        micro=(pl.col("ends") <= pl.col("time_ns")).sum()
-    )  # fmt: skip
-    return step.to_list(), passed["micro"].to_list()
+    # Steps follow one another, so the passes that have ended are those of earlier steps and the first of this one.
+    ended = micro["end_ns"].sort().search_sorted(times, side="right").cast(pl.Int64)
+    own, place = (steps["end_ns"].search_sorted(t, side="right") for t in (micro["start_ns"], times))
+    earlier = own.sort().search_sorted(place, side="left").cast(pl.Int64)
+    return step.to_list(), (ended - earlier).clip(0).to_list()
 
 
 def _collectives(
