@@ -33,7 +33,7 @@ KINETO_CATEGORIES = {"device": "gpu_user_annotation"} | dict.fromkeys(
 
 def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the trace. Raises OSError."""
-    on_wall, tracks, pace = clocks(run.streams), Tracks(), Pace(say, "chrome: slices written:")
+    on_wall, tracks, pace = clocks(run.streams), Tracks(), Pace(say, "chrome: events written:")
     base_ns = first_ns(run, on_wall)
     ranks = numbers(run, "rank")
     files = [folder / FILE]
@@ -47,7 +47,7 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
                 for scene in rank_scenes(run, rank, on_wall, tracks):
                     for lines, derived in _pieces(scene, base_ns):
                         _write_lines(lines, (whole,) if derived else (whole, own))
-                        pace.at(tracks.placed)
+                        pace.add(lines.len())
                 _write_lines(_names(tracks, rank), (whole, own))
                 own.text(_tail(host_process(rank, on_wall, tracks)))
         for scene in node_scenes(run, on_wall, tracks):

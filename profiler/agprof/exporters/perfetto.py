@@ -95,7 +95,7 @@ class _Writer:
         for rows in slice_chunks(slices):
             self._describe()
             self.file.write(b"".join(self._begins(rows, open_ends)))
-            self.pace.at(self.tracks.placed)
+            self.pace.add(rows.height)
         for ends in open_ends.values():
             self.file.write(b"".join(packet for _, packet in reversed(ends)))
 

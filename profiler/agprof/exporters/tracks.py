@@ -87,8 +87,6 @@ class Tracks:
     """Events that could not be drawn, by reason."""
     flows: int = 0
     """Arrows numbered so far."""
-    placed: int = 0
-    """Slices put on tracks so far."""
     _used: set[int] = field(default_factory=set)
     _next: int = 1_000_000_000
 
@@ -140,7 +138,6 @@ class Placer:
     def place(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The next rows with their `pid` and `tid`, grouped by track; those whose times can't be are left out."""
         rows = self.tracks.usable(rows)
-        self.tracks.placed += rows.height
         placed = [
             self._on_tracks(key, group)
             for key, group in rows.partition_by(self.by, maintain_order=True, as_dict=True).items()

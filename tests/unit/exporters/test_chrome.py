@@ -198,7 +198,7 @@ def test_a_long_export_says_how_far_it_is(tmp_path: Path) -> None:
     always = partial(Pace, period_s=0.0)
     with run_of({0: [one(), one(start_ns=20)]}) as run, patch.object(chrome, "Pace", always):
         chrome.export(run, tmp_path, said.append)
-    assert said[0] == "chrome: slices written: 2"
+    assert said[0] == "chrome: events written: 2"
 
 
 def test_a_run_without_anything_gives_an_empty_trace(tmp_path: Path) -> None:
