@@ -105,7 +105,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slices:
-    """A time line of many slices, drawn on a canvas by assets/timeline.js. charts/trace_timeline.py states the code."""
+    """A time line of many slices for the canvas of assets/timeline*.js; charts/trace_timeline.py states the code."""
 
     key: str
     title: str

@@ -15,6 +15,7 @@ from agprof_reports.svg import bars_svg
 from agprof_reports.text import clean
 
 LIMIT_BYTES = 3_000_000
+_TIMELINE = ("timeline_slices.js", "timeline_paint.js", "timeline.js")
 _PERCENT = re.compile(r"(\d) %")
 """A number does not part from its sign."""
 _SLICE_BYTES = 4
@@ -47,7 +48,7 @@ def write(answers: RunAnswers, path: Path) -> None:
 def render_page(page: Page) -> bytes:
     parts = [part for section in page.sections for part in section.parts]
     has_slices = any(part.slices for part in parts)
-    script = embed.asset("report.js") + (embed.asset("timeline.js") if has_slices else "")
+    script = "".join(embed.asset(name) for name in ("report.js", *(_TIMELINE if has_slices else ())))
     style = embed.asset("report.css") + (embed.asset("trace.css") if parts else "")
     plotly_packed, plotly_hash = embed.plotly()
     policy = (

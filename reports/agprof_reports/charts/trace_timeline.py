@@ -1,4 +1,4 @@
-"""The time line of a trace's window: slices packed for the canvas of assets/timeline.js.
+"""The time line of a trace's window: slices packed for the canvas of assets/timeline*.js.
 
 The head is JSON: names, kinds, pairs of both, lanes with their numbers of slices. The columns are one run of unsigned
 LEB128 numbers, and the page carries them as base64 of gzip: for each lane its begins (ns, each as the distance to the
