@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from agprof.exporters import nsys_report
 from agprof.exporters.lanes import FIRST_PID, processes
 from agprof.launch.nsight import find_nsys, nsys_version
 from agprof.launch.nsight_tools import base_report
 from agprof.store.reader import Run, read_run
+from runs_of_rows import MONOTONIC_NS, REALTIME_NS, run_of
 
 pytestmark = pytest.mark.system("nsight-systems")
 
@@ -143,3 +145,46 @@ def _of_run(run: Run) -> tuple[Counter, Counter]:
             for name, start, end in lane.spans.select("name", "start_ns", "end_ns").iter_rows():
                 ranges[process.pid, name, start - epoch, end - epoch] += 1
     return ranges, marks
+
+
+SLEEPS_AND_SAYS_WHEN = """
+import sys, time
+begin = time.time_ns()
+time.sleep(0.2)
+open(sys.argv[1], "w").write(f"{begin} {time.time_ns()}")
+"""
+
+
+def test_our_spans_lie_on_the_time_line_of_a_report_that_nsys_captured(tmp_path):
+    """A sleep that nsys saw and that we timed by the wall clock: one event of each, at one place."""
+    nsys(
+        *("profile", "-t", "osrt", "-s", "none", "--cpuctxsw=none", "-f", "true", "-o", tmp_path / "captured"),
+        *(sys.executable, "-c", SLEEPS_AND_SAYS_WHEN, tmp_path / "when"),
+    )
+    begin, end = map(int, (tmp_path / "when").read_text(encoding="utf-8").split())
+    shift = MONOTONIC_NS - REALTIME_NS
+    span = {"rank": 0, "step": 0, "span": 0, "category": "range", "name": "the sleep", "thread": 1}
+    run = run_of(tmp_path / "run", 1, {"spans": [span | {"start_ns": begin + shift, "end_ns": end + shift}]})
+    (run.path / "nsys").mkdir(parents=True)
+    (tmp_path / "captured.nsys-rep").rename(run.path / "nsys" / "rank-00000.nsys-rep")
+    (tmp_path / "out").mkdir()
+    said = []
+    files = nsys_report.export(run, tmp_path / "out", said.append)
+    report, database = files[-2:]
+    assert (report.name, database.name) == ("rank-00000.nsys-rep", "rank-00000.sqlite")
+    assert any("rank-00000.nsys-rep holds environment variables" in line for line in said)
+
+    nsys("export", "-q", "true", "-t", "json", "-f", "true", "-o", tmp_path / "x.json", report)
+    events = [json.loads(line) for line in (tmp_path / "x.json").read_text(encoding="utf-8").splitlines()]
+    (ours,) = [event["NvtxtEvent"]["Nvtx"] for event in events if "NvtxtEvent" in event]
+    with sqlite3.connect(database) as tables:
+        sleeps = tables.execute("SELECT start, end FROM OSRT_API WHERE end - start > 200000000").fetchall()
+        in_sqlite = tables.execute(
+            "SELECT e.start, e.end FROM NVTX_EVENTS e JOIN NVTX_EVENTS d ON d.eventType = 75 "
+            "AND d.text = 'run folder: agprof' WHERE e.eventType = 59 AND e.domainId = d.domainId"
+        ).fetchall()
+    assert in_sqlite == [(int(ours["Timestamp"]), int(ours["EndTimestamp"]))]
+    nearest = min(sleeps, key=lambda sleep: abs(sleep[0] - in_sqlite[0][0]))
+    # The sleep lies inside our span: a clock that is off by the analysis's start would be off by 100 ms and more.
+    assert -100_000 < nearest[0] - in_sqlite[0][0] < 20_000_000
+    assert -100_000 < in_sqlite[0][1] - nearest[1] < 20_000_000

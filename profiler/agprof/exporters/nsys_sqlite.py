@@ -18,7 +18,7 @@ from agprof.exporters.clocks import clocks
 from agprof.exporters.lane_sources import OWN, TRACE
 from agprof.exporters.lanes import COLOURS, Process, colour, epoch_ns, processes
 from agprof.exporters.nsys_cupti import add_device_rows
-from agprof.exporters.nsys_tables import ENUMS, TABLES, Names
+from agprof.exporters.nsys_tables import ENUMS, TABLES, TABLES_WE_FILL, Names
 from agprof.exporters.nvtxt import Say
 from agprof.exporters.pace import Pace
 from agprof.model.version import __version__
@@ -48,9 +48,14 @@ def write(run: Run, file: Path, say: Say) -> None:
 
 
 def extend(run: Run, file: Path, say: Say, *, rank: int, epoch: int, domain: str) -> None:
-    """Add a rank's spans to a database that nsys exported; `domain` stands before the names of our domains, so that
-    they are not counted together with what nsys captured of the same run. Raises OSError."""
+    """Add what agprof measured on a rank to a database that nsys exported.
+
+    `domain` stands before the names of our domains, so that they are not counted together with what nsys captured of
+    the same run. Raises OSError.
+    """
     with closing(_connect(file)) as database, database:
+        for table in TABLES_WE_FILL:
+            database.execute(table)
         _add(database, run, epoch, say, file.name, domain=domain, only=rank)
 
 
@@ -111,10 +116,10 @@ def _add(
     clock = clocks(run.streams)
     pace = Pace(say, f"{label}: ranges written:")
     last = 0
-    for process in processes(run):
+    for process in processes(run, trace=only is None):
         if only is None or process.rank == only:
             last = max(last, _add_process(database, process, names, epoch, domain, pace))
-            if process.rank in run.traces:
+            if only is None and process.rank in run.traces:
                 shift = clock.of_rank(process.rank) - epoch
                 add_device_rows(database, run.traces[process.rank], names, shift, _VM | process.pid << 24)
     return last
@@ -124,7 +129,9 @@ def _add_process(
     database: sqlite3.Connection, process: Process, names: Names, epoch: int, domain: str, pace: Pace
 ) -> int:
     process_id = _VM | process.pid << 24
-    database.execute("INSERT INTO PROCESSES VALUES (?, ?, ?)", (process_id, process.pid, process.name))
+    database.execute(
+        "INSERT INTO PROCESSES (globalPid, pid, name) VALUES (?, ?, ?)", (process_id, process.pid, process.name)
+    )
     domains: dict[str, int] = {}
     last = 0
     for lane in process.lanes:
@@ -135,7 +142,9 @@ def _add_process(
             continue
         last = max(last, int(spans["end_ns"].max()))  # type: ignore[arg-type]
         thread = process_id | lane.thread
-        database.execute("INSERT INTO ThreadNames VALUES (?, 0, ?)", (names.id(lane.name), thread))
+        database.execute(
+            "INSERT INTO ThreadNames (nameId, priority, globalTid) VALUES (?, 0, ?)", (names.id(lane.name), thread)
+        )
         number = domains.setdefault(domain + lane.domain, len(domains) + 1)
         _add_ranges(database, spans.filter(~_IN_CUPTI) if lane.domain == TRACE else spans, names, thread, number, pace)
     _add_marks(database, process, names, epoch, domains.setdefault(domain + OWN, len(domains) + 1))

@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 MAX_TEXT = 100_000
 """Characters of a text; nsys stats reads them all into memory."""
 
+TABLES_WE_FILL: Sequence[str] = (
+    "CREATE TABLE IF NOT EXISTS StringIds (id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS ThreadNames (nameId INTEGER NOT NULL, priority INTEGER, globalTid INTEGER)",
+    "CREATE TABLE IF NOT EXISTS PROCESSES (globalPid INTEGER, pid INTEGER, name TEXT)",
+    "CREATE TABLE IF NOT EXISTS NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, "
+    "rangeId INTEGER, category INTEGER, color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER, "
+    "textId INTEGER, domainId INTEGER, uint64Value INTEGER, int64Value INTEGER, doubleValue REAL, "
+    "uint32Value INTEGER, int32Value INTEGER, floatValue REAL, jsonTextId INTEGER, jsonText TEXT)",
+)
+"""nsys exports only tables that hold rows: in a database of its own each of these may be missing."""
+
 TABLES: Sequence[str] = (
-    "CREATE TABLE StringIds (id INTEGER NOT NULL PRIMARY KEY, value TEXT NOT NULL)",
-    "CREATE TABLE ThreadNames (nameId INTEGER NOT NULL, priority INTEGER, globalTid INTEGER)",
-    "CREATE TABLE PROCESSES (globalPid INTEGER, pid INTEGER, name TEXT)",
+    *TABLES_WE_FILL,
     "CREATE TABLE TARGET_INFO_SESSION_START_TIME (utcEpochNs INTEGER, utcTime TEXT, localTime TEXT)",
     "CREATE TABLE ANALYSIS_DETAILS (globalVid INTEGER NOT NULL, duration INTEGER NOT NULL, "
     "startTime INTEGER NOT NULL, stopTime INTEGER NOT NULL)",
@@ -17,10 +26,6 @@ TABLES: Sequence[str] = (
     "CREATE TABLE META_DATA_EXPORT (name TEXT NOT NULL, value TEXT)",
     "CREATE TABLE ENUM_NSYS_EVENT_TYPE (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT)",
     "CREATE TABLE ENUM_CUDA_MEMCPY_OPER (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT)",
-    "CREATE TABLE NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, rangeId INTEGER, "
-    "category INTEGER, color INTEGER, text TEXT, globalTid INTEGER, endGlobalTid INTEGER, textId INTEGER, "
-    "domainId INTEGER, uint64Value INTEGER, int64Value INTEGER, doubleValue REAL, uint32Value INTEGER, "
-    "int32Value INTEGER, floatValue REAL, jsonTextId INTEGER, jsonText TEXT)",
 )
 
 CUPTI_TABLES: Sequence[str] = (
@@ -84,5 +89,5 @@ class Names:
             self._next += 1
             # SQLite's shell and others end a text at its first NUL.
             shown = text[:MAX_TEXT].replace("\0", " ").encode("utf-8", "replace").decode("utf-8")
-            self._database.execute("INSERT INTO StringIds VALUES (?, ?)", (found, shown))
+            self._database.execute("INSERT INTO StringIds (id, value) VALUES (?, ?)", (found, shown))
         return found

@@ -59,7 +59,8 @@ def export(run: Run, folder: Path, say: Say) -> list[Path]:
 
 
 def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int | None = None) -> Written:
-    """Write every span of every rank, or of rank `only`, since `epoch` (default: the least time of the run).
+    """Write every span of every rank, since the least time of the run. With `only`: what agprof itself measured on that
+    rank, since `epoch`; its device trace is what the report that this is for holds anyway.
 
     Spans that begin before `epoch` are left out: the format has no negative times.
     """
@@ -69,7 +70,7 @@ def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int
     with replacing(file) as out:
         title = text(f"{run.path.name}, times since {epoch} ns")
         out.write(_HEADER.format(version=__version__, epoch_ns=epoch, title=title))
-        for process in processes(run):
+        for process in processes(run, trace=only is None):
             if only is None or process.rank == only:
                 _write_process(out, process, written, pace)
     return written

@@ -4,13 +4,13 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from runs import MONOTONIC_NS, REALTIME_NS, run_of
 
 from agprof.exporters import nsys_sqlite
 from agprof.exporters.lanes import FIRST_PID, processes
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.reader import read_run
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
+from runs_of_rows import MONOTONIC_NS, REALTIME_NS, run_of
 from synthetic import EPOCH_NS, build_run
 
 VM = 1 << 48
@@ -121,6 +121,11 @@ def test_kernels_copies_and_calls_are_cupti_rows(tmp_path):
         "SELECT start, end, eventClass, globalTid, correlationId, value FROM CUPTI_ACTIVITY_KIND_RUNTIME "
         "JOIN StringIds ON id = nameId",
     ) == [(shift + 1, shift + 3, 0, pid | 33, 4, "cudaLaunchKernel")]
+    # A report that nsys captured of the rank has its kernels already.
+    nsys_sqlite.write(read_run(build_run(tmp_path / "other")), tmp_path / "captured.sqlite", silent)
+    nsys_sqlite.extend(run, tmp_path / "captured.sqlite", silent, rank=0, epoch=epoch, domain="x ")
+    assert not [row for row in rows(tmp_path / "captured.sqlite", RANGES) if "trace" in row[1]]
+    assert not rows(tmp_path / "captured.sqlite", "SELECT * FROM sqlite_master WHERE name LIKE 'CUPTI%'")
     traced = [row for row in rows(tmp_path / "x.sqlite", RANGES) if row[1] == "trace"]
     assert [(row[2], row[3], row[4], row[5]) for row in traced] == [("op", "aten::mm", shift, shift + 9)]
 
@@ -145,6 +150,19 @@ def test_a_captured_database_is_extended_and_its_own_rows_stay(tmp_path):
         (FIRST_PID + 1, "step 2", 10, 18),
         (FIRST_PID + 1, "step 3", 20, 28),
     ]
+
+
+def test_a_captured_database_without_any_range_is_extended_too(tmp_path):
+    step = {"rank": 0, "step": 0, "start_ns": MONOTONIC_NS, "end_ns": MONOTONIC_NS + 8}
+    captured = tmp_path / "captured.sqlite"
+    with closing(sqlite3.connect(captured)) as database:
+        # As a later nsys may have it: another column between ours.
+        database.execute("CREATE TABLE PROCESSES (globalPid INTEGER, more TEXT, pid INTEGER, name TEXT)")
+        database.commit()
+    run = run_of(tmp_path / "r", 1, {"steps": [step]})
+    nsys_sqlite.extend(run, captured, silent, rank=0, epoch=REALTIME_NS, domain="")
+    assert [(row[3], row[4], row[5]) for row in rows(captured, RANGES)] == [("step 0", 0, 8)]
+    assert rows(captured, "SELECT pid, name, more FROM PROCESSES") == [(FIRST_PID, "rank 00 (host)", None)]
 
 
 def test_the_session_start_of_something_else_is_not_known(tmp_path):

@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import MONOTONIC_NS, REALTIME_NS, run_of
 
 from agprof.errors import TraceError
 from agprof.exporters import nvtxt
 from agprof.exporters.lanes import FIRST_PID
 from agprof.store.reader import read_run
 from nvtxt_grammar import NvtxtError, parse
+from runs_of_rows import MONOTONIC_NS, REALTIME_NS, run_of
 from synthetic import EPOCH_NS, HOSTILE_NAMES, build_run
 
 NAMES = st.one_of(
