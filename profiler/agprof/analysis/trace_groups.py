@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from agprof.analysis.trace_activities import NONE, Device, gather, take, texts
-from agprof.analysis.trace_idle import by_thread
+from agprof.analysis.trace_idle import by_thread, rows_by
 from agprof.analysis.trace_intervals import Bools, Disjoint, Ints
 from agprof.analysis.trace_kernels import cut
 from agprof.analysis.trace_nesting import innermost_at
@@ -182,7 +182,8 @@ def _phases(trace: RankTrace, device: Device, ops: _Events, at: Ints, thread: In
     backward = _spans((ranges, _named(ranges, text, _BACKWARD)), (ops, _named(ops, text, _BACKWARD)))
     recorded = (ops.sequence != NONE) & ~ops.backward
     forward = _spans((ranges, _named(ranges, text, _FORWARD)), (ops, recorded))
-    inside = [_holds(spans, at, thread) for spans in (optimizer, backward, forward)]
+    mine = rows_by(thread)
+    inside = [_holds(spans, at, mine) for spans in (optimizer, backward, forward)]
     return np.select([*inside, ~device.known], [0, 1, 2, _LOST], default=3).astype(np.int64)
 
 
@@ -198,10 +199,9 @@ def _spans(*parts: tuple[_Events, Bools]) -> dict[int, Disjoint]:
     return by_thread(thread, start, end)
 
 
-def _holds(spans: dict[int, Disjoint], at: Ints, thread: Ints) -> Bools:
+def _holds(spans: dict[int, Disjoint], at: Ints, rows: dict[int, Ints]) -> Bools:
     found = np.zeros(len(at), dtype=np.bool_)
     for number, covered in spans.items():
-        mine = np.flatnonzero(thread == number)
-        if len(mine):
-            found[mine] = covered.holds(at[mine])
+        if number in rows:
+            found[rows[number]] = covered.holds(at[rows[number]])
     return found

@@ -93,22 +93,28 @@ def _next_launch(device: Device, idle: Disjoint) -> tuple[Ints, Ints]:
 
 def _inside(host: _Gaps, waits: dict[int, Disjoint]) -> Disjoint:
     """The parts of the host's share of gaps in which the gap's own thread waited."""
-    found = []
-    for thread, waited in waits.items():
-        mine = host.thread == thread
-        if mine.any():
-            found.append(both(union(host.start[mine], host.end[mine]), waited))
-    return together(*found) if found else NOTHING
+    mine = rows_by(host.thread) if waits else {}
+    found = [
+        both(union(host.start[mine[thread]], host.end[mine[thread]]), waited)
+        for thread, waited in waits.items()
+        if thread in mine
+    ]
+    return together(*found)
 
 
 def by_thread(thread: Ints, start: Ints, end: Ints) -> dict[int, Disjoint]:
     """Union of intervals per thread."""
-    if not len(thread):
+    return {number: union(start[rows], end[rows]) for number, rows in rows_by(thread).items()}
+
+
+def rows_by(values: Ints) -> dict[int, Ints]:
+    """Indices of the rows that hold each value, ascending."""
+    if not len(values):
         return {}
-    order = np.argsort(thread, kind="stable")
-    threads, first = np.unique(thread[order], return_index=True)
-    parts = np.split(order, first[1:])
-    return {int(number): union(start[part], end[part]) for number, part in zip(threads, parts, strict=True)}
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    return {int(ordered[at]): rows for at, rows in zip(first, np.split(order, first[1:]), strict=True)}
 
 
 def _data_ranges(trace: RankTrace) -> dict[int, Disjoint]:
