@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -108,20 +109,23 @@ def import_command(text: Path, report: Path, database: Path) -> str:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], timeout_s: float, folder: Path) -> str:
-    """What a program said, on one line. One that hangs or can't be started says so."""
+    """What a program said, on one line. One that hangs or can't be started says so, and leaves no process behind."""
     try:
         with tempfile.TemporaryFile(dir=folder) as output:
             # Not a pipe: nsys leaves a daemon behind that would keep it open.
-            subprocess.run(
+            process = subprocess.Popen(
                 command,
                 env=dict(environment),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=timeout_s,
-                check=False,
+                start_new_session=True,
             )
+            try:
+                process.wait(timeout_s)
+            finally:
+                _end_group(process)
             output.seek(0)
             said = output.read().decode("utf-8", "replace")
     except subprocess.TimeoutExpired:
@@ -129,3 +133,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str], timeout_s: floa
     except OSError as error:
         return str(error.strerror or error)
     return " ".join(said.split())[-500:]
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End what a program started: an agent of nsys that hangs would turn for ever."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all of them have ended
+    process.wait()
