@@ -121,18 +121,23 @@ class Rows:
     def memory(self, events: list[Instant], times: Int64s) -> None:
         """Allocations and frees. Raises OSError."""
         sized = np.array([event.args.bytes != NOTHING for event in events], np.bool_)
-        if not sized.all():
+        possible = np.abs(times) <= MAX_TIME_NS
+        if not (sized & possible).all():
             self.left_out["no bytes"] += int((~sized).sum())
-            events, times = list(compress(events, sized)), times[sized]
+            self.left_out["impossible time"] += int((sized & ~possible).sum())
+            events, times = list(compress(events, (sized & possible).tolist())), times[sized & possible]
         if events:
             args = [event.args for event in events]
             self._hold("memory_events", columns.memory_columns(args, times + self._offset_ns))
 
     def counters(self, names: list[str], times: Int64s, values: list[float]) -> None:
         """Samples of counters. Raises OSError."""
-        if names:
-            ids = self._writer.name_ids(names)
-            self._hold("counters", {"time_ns": times + self._offset_ns, "name": ids, "value": values})
+        possible = np.abs(times) <= MAX_TIME_NS
+        self.left_out["impossible time"] += int((~possible).sum())
+        if possible.any():
+            ids = self._writer.name_ids(compress(names, possible.tolist()))
+            times = times[possible] + self._offset_ns
+            self._hold("counters", {"time_ns": times, "name": ids, "value": list(compress(values, possible.tolist()))})
 
     def finish(self) -> Tally:
         """Write what is held back. Raises OSError."""

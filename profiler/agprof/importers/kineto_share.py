@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-import agprof
 from agprof.errors import TraceError
 from agprof.importers.kineto_chunk import Chunks
 from agprof.importers.kineto_frame import Frame, members
@@ -118,7 +117,7 @@ def start_helper(job: Job) -> "subprocess.Popen[bytes]":
 
     Raises OSError.
     """
-    roots = [str(Path(agprof.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    roots = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, roots)),
         "POLARS_MAX_THREADS": "1",

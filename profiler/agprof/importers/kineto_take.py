@@ -9,12 +9,14 @@ import numpy as np
 
 from agprof.importers import kineto_events as kinds
 from agprof.importers.kineto_events import Complete, Event, ExactComplete, ExactEvent, Instant
-from agprof.importers.kineto_rows import MAX_TIME_NS, Rows
+from agprof.importers.kineto_rows import Rows
 from agprof.importers.kineto_time import array_ns, exact_ns
 
 MEMORY = "[memory]"
 Dated = TypeVar("Dated", Complete, Instant, kinds.Counter)
-_NEED_ORDER = {kinds.Counter, kinds.Begin, kinds.End}
+_MOST = 1e300
+"""Larger samples of counters are no numbers that anybody measured."""
+_NEED_ORDER = {kinds.Begin, kinds.End}
 
 
 def take(rows: Rows, events: Sequence[Event]) -> bool:
@@ -27,13 +29,15 @@ def take(rows: Rows, events: Sequence[Event]) -> bool:
     instants = [event for event in events if type(event) is Instant] if Instant in classes else []
     memory = [event for event in instants if event.name == MEMORY]
     starts, durations = array_ns([event.ts for event in complete]), array_ns([event.dur for event in complete])
-    times = array_ns([event.ts for event in memory])
-    if starts is None or durations is None or times is None:
+    counters = [event for event in events if type(event) is kinds.Counter] if kinds.Counter in classes else []
+    times, sampled = array_ns([event.ts for event in memory]), array_ns([event.ts for event in counters])
+    if starts is None or durations is None or times is None or sampled is None:
         return False
     rows.events.update(_others(classes))
     rows.events.update([event.cat or "ph i" for event in instants])
     rows.complete(complete, starts, durations)
     rows.memory(memory, times)
+    _samples(rows, counters, sampled.tolist())
     return True
 
 
@@ -67,18 +71,15 @@ class Exact:
         rows.events.update([event.cat or "ph i" for event in instants])
         memory = self._dated([event for event in instants if event.name == MEMORY])
         rows.memory([event for event, _ in memory], np.array([time for _, time in memory], np.int64))
-        self._counters([event for event in events if isinstance(event, kinds.Counter)])
+        counters = self._dated([event for event in events if isinstance(event, kinds.Counter)])
+        _samples(rows, [event for event, _ in counters], [time for _, time in counters])
 
     def close(self) -> None:
         """Count what was begun and never ended."""
         self._rows.left_out["begin without end"] += sum(len(waiting) for waiting in self._open.values())
 
     def _dated(self, events: list[Dated]) -> list[tuple[Dated, int]]:
-        dated = [
-            (event, time)
-            for event in events
-            if (time := exact_ns(event.ts)) is not None and -MAX_TIME_NS < time < MAX_TIME_NS
-        ]
+        dated = [(event, time) for event in events if (time := exact_ns(event.ts)) is not None]
         self._rows.left_out["no time"] += len(events) - len(dated)
         return dated
 
@@ -102,15 +103,17 @@ class Exact:
             )
         return None
 
-    def _counters(self, events: list[kinds.Counter]) -> None:
-        samples = [
-            (key if key == event.name else f"{event.name}: {key}", time, float(value))
-            for event, time in self._dated(events)
-            for key, value in (event.args or {}).items()
-            if isinstance(value, int | Decimal | float) and not isinstance(value, bool)
-        ]
-        times = np.array([time for _, time, _ in samples], np.int64)
-        self._rows.counters([name for name, _, _ in samples], times, [value for _, _, value in samples])
+
+def _samples(rows: Rows, events: Sequence[kinds.Counter], times: Sequence[int]) -> None:
+    """Every number that a counter event holds, under the event's name and its own."""
+    samples = [
+        (key if key == event.name else f"{event.name}: {key}", time, float(value))
+        for event, time in zip(events, times, strict=True)
+        for key, value in (event.args or {}).items()
+        if isinstance(value, int | Decimal | float) and not isinstance(value, bool) and -_MOST < value < _MOST
+    ]
+    at = np.array([time for _, time, _ in samples], np.int64)
+    rows.counters([name for name, _, _ in samples], at, [value for _, _, value in samples])
 
 
 def _others(classes: "Count[type[Any]]") -> dict[str, int]:

@@ -188,7 +188,11 @@ USELESS = {
     "no duration": [kernel(1, None), kernel(1, "soon"), kernel(1, {"a": 1})],
     "negative duration": [kernel(1, -1), kernel(1.5, -0.001)],
     "impossible duration": [kernel(1, 10**15)],
-    "impossible time": [],
+    "impossible time": [
+        kernel(5 * 10**15),
+        {"ph": "C", "name": "c", "ts": 9 * 10**15, "args": {"v": 1}},
+        {"ph": "i", "name": "[memory]", "ts": 9 * 10**15, "args": {"Bytes": 1}},
+    ],
     "no category": [kernel(1) | {"cat": ""}],
     "not an event": [5, None, "x", [1]],
     "no phase": [{}, {"name": "x"}],
@@ -196,7 +200,7 @@ USELESS = {
 }
 
 
-@pytest.mark.parametrize("reason", [reason for reason, events in USELESS.items() if events])
+@pytest.mark.parametrize("reason", USELESS)
 def test_what_is_no_use_is_counted_and_left_out(tmp_path: Path, reason: str) -> None:
     events = [kernel(1), *USELESS[reason], kernel(2)]
     found = read(tmp_path, json.dumps(events).encode())
@@ -204,6 +208,14 @@ def test_what_is_no_use_is_counted_and_left_out(tmp_path: Path, reason: str) -> 
     meta, rows = found
     assert meta.left_out == {reason: len(USELESS[reason])}
     assert [row[0] for row in rows["gpu"]] == [1_000, 2_000]
+
+
+def test_counters_too_large_to_be_true_are_not_sampled(tmp_path: Path) -> None:
+    events = [{"ph": "C", "name": "c", "ts": n, "args": {"v": value}} for n, value in enumerate([1, 10**400, -2.5])]
+    text = json.dumps([*events, kernel(1)])
+    for whole in (text, text.replace('"ts": 2,', '"ts": "2",')):
+        assert read(tmp_path, whole.encode()) is not None
+        assert only_trace(tmp_path / "run").table("counters", "value").rows() == [(1.0,), (-2.5,)]
 
 
 @pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity", "1e400", "1e19"])
