@@ -233,8 +233,14 @@ def _notes(view: View) -> Iterator[str]:
 
 def _imported_notes(view: View) -> list[str]:
     imported = view.run.manifest.get("imported")
-    notes = imported.get("notes") if isinstance(imported, Mapping) else None
-    return [str(note)[:500] for note in notes[:50]] if isinstance(notes, list) else []
+    told = imported if isinstance(imported, Mapping) else {}
+    notes, sources = told.get("notes"), told.get("ranks")
+    by_source: dict[str, list[int]] = {}
+    for rank, source in sources.items() if isinstance(sources, Mapping) else ():
+        if str(rank).isdigit():
+            by_source.setdefault(str(source)[:60], []).append(int(rank))
+    known = [f"{_upper(name_ranks(ranks))}: numbered by {source}." for source, ranks in by_source.items()]
+    return known + [str(note)[:500] for note in notes[:50]] if isinstance(notes, list) else known
 
 
 def _outcome_notes(view: View) -> list[str]:

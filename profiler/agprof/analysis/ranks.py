@@ -93,7 +93,7 @@ def _row(
     own = view.steps.filter(pl.col("rank") == rank)
     steady = own.filter(pl.col("kind") == "steady")
     step, phase = last
-    if stream is not None and stream.ended == "clean" and own.height:
+    if stream is not None and stream.ended in ("clean", "imported") and own.height:
         # what a rank does between its last update and its end looks like the begin of one more step
         step = int(own["step"].max())  # type: ignore[arg-type]
     device = view.facts.get(rank, {}).get("device.name")

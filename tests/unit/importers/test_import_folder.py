@@ -374,6 +374,7 @@ def test_the_run_says_that_it_was_imported(tmp_path: Path, take: Import) -> None
     assert answers.identity.started_realtime_ns == EPOCH_NS
     words = " ".join((answers.quality.sentence, *answers.quality.problems, *answers.quality.notes))
     assert "Of rank 1 no trace was imported." in words
+    assert "Rank 0: numbered by distributedInfo." in words
     assert not any(word in words for word in ("killed", "end record", "agprof itself", "switched off"))
 
 
