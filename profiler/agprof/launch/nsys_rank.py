@@ -185,10 +185,12 @@ def _wait_for_nsys(held: Held, nsys: "subprocess.Popen[bytes]", timeout_s: float
         code = nsys.wait(timeout_s)
     except subprocess.TimeoutExpired:
         held.problem = f"nsys had not ended {timeout_s:g} s after its rank and was killed; its report is lost"
+        if held.status is None:
+            held.problem += ", and so is the rank's exit code (Linux before 6.15): it counts as failed"
         processes.end_descendants(os.getpid())
         with suppress(subprocess.TimeoutExpired):
             nsys.wait(5)
-        code = -signal.SIGKILL
+        return 1
     return 128 - code if code < 0 else code
 
 
@@ -279,12 +281,15 @@ def last_words(log: Path, lines: int = 3) -> str:
 
 
 def _end_as(status: int | None, code: int) -> int:
-    """End as the rank did. Without a status of it, nsys' own exit code is the rank's (128 + n for a signal)."""
-    if status is None:
-        return code
-    if os.WIFSIGNALED(status):
-        _die_by(os.WTERMSIG(status))
-    return os.WEXITSTATUS(status)
+    """End as the rank did. Without a status of it (Linux before 6.15), nsys' own exit code is the rank's."""
+    if status is not None:
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = os.WEXITSTATUS(status)
+    else:
+        number = code - 128 if code > 128 and code - 128 in set(signal.Signals) else 0  # as a shell says it
+    if number:
+        _die_by(number)
+    return code
 
 
 def _die_by(number: int) -> NoReturn:

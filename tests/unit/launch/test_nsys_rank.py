@@ -214,3 +214,17 @@ def test_last_words_are_without_progress_bars(tmp_path: Path) -> None:
     log.write_text("first\nsecond\n[1/1] [0%  ] x\r[1/1] [100%] x\nthird\n\nfourth")
     assert nsys_rank.last_words(log) == "second / third / fourth"
     assert nsys_rank.last_words(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "nsys_code", "code"),
+    [
+        (None, 0, 0), (None, 7, 7), (None, 137, -signal.SIGKILL), (None, 139, -signal.SIGSEGV), (None, 255, 255),
+        (0, 1, 0), (7 << 8, 0, 7), (signal.SIGKILL, 0, -signal.SIGKILL),
+    ],
+)  # fmt: skip
+def test_where_the_kernel_does_not_tell_how_the_rank_ended_nsys_does(
+    status: int | None, nsys_code: int, code: int
+) -> None:
+    script = f"import sys; from agprof.launch import nsys_rank; sys.exit(nsys_rank._end_as({status}, {nsys_code}))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == code
