@@ -2,15 +2,32 @@
 
 import polars as pl
 
+from agprof.analysis.identity import imported_from
 from agprof.analysis.statistics import median_figure, nothing
+from agprof.analysis.trace_kpis import device_kpis
 from agprof.analysis.view import View
 from agprof.model.answers import CommunicationAnswer, ComputeAnswer, Figure, Kpi, MemoryAnswer, TimeAnswer
+from agprof.model.trace_answers import TraceAnswer
 
 
 def kpi_row(
-    view: View, time: TimeAnswer, communication: CommunicationAnswer, compute: ComputeAnswer, memory: MemoryAnswer
+    view: View,
+    time: TimeAnswer,
+    communication: CommunicationAnswer,
+    compute: ComputeAnswer,
+    memory: MemoryAnswer,
+    trace: TraceAnswer | None,
 ) -> tuple[Kpi, ...]:
-    """The KPIs in the order in which they are shown."""
+    """The KPIs in the order in which they are shown.
+
+    An imported run has those of its devices, where it has any, in place of what only instruments measure.
+    """
+    if imported_from(view) is not None and (of_devices := device_kpis(trace)):
+        return (
+            Kpi(key="step_time", label="Step time", figure=time.step_time, note=_steps_note(time)),
+            *of_devices,
+            Kpi(key="memory_peak", label="Memory peak", figure=memory.peak, note=_memory_note(memory)),
+        )
     return (
         Kpi(key="step_time", label="Step time", figure=time.step_time, note=_steps_note(time)),
         Kpi(key="samples_per_s", label="Samples per second", figure=_throughput(view, "samples"), note="all ranks"),
