@@ -17,9 +17,9 @@ OWN, TRACE = "agprof", "trace"
 SCHEMA: Mapping[str, type[pl.DataType]] = {
     "lane_name": pl.String,
     "nests": pl.Boolean,
-    "domain": pl.String,
-    "category": pl.String,
-    "name": pl.String,
+    "domain": pl.Categorical,
+    "category": pl.Categorical,
+    "name": pl.Categorical,
     "start_ns": pl.Int64,
     "end_ns": pl.Int64,
     "payload": pl.Int64,
