@@ -221,8 +221,10 @@ def _launches(correlation: Ints, start: Ints, end: Ints, calls: Columns) -> Ints
     known = np.flatnonzero((ids != NONE) & (ids != 0))
     if not len(known):
         return np.full(len(correlation), -1, dtype=np.int64)
-    order = known[np.lexsort((calls["start"][known], ids[known]))]
-    ids = ids[order]
+    order, ids = known, ids[known]
+    if not (ids[1:] > ids[:-1]).all():
+        order = known[np.lexsort((calls["start"][known], ids))]
+        ids = calls["correlation"][order]
     at = np.minimum(np.searchsorted(ids, correlation, side="left"), len(ids) - 1)
     found = order[at]
     good = (ids[at] == correlation) & (calls["start"][found] <= np.maximum(end, start + 1))

@@ -22,7 +22,7 @@ ALL_REDUCE = "ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4
         ("ncclSymDevKernel_AllGather_LL(ncclSymDevArgs)", "nccl", "all_gather"),
         ("ncclDevKernel_ReduceScatter_Sum_bf16_RING_LL", "nccl", "reduce_scatter"),
         ("void rcclGenericKernel<1>(ncclDevKernelArgsStorage)", "rccl", "other"),
-        ("void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16, 16>()", "symmetric memory", "all_reduce"),
+        ("void (anonymous namespace)::multimem_all_reduce_kernel<c10::BFloat16>()", "symmetric memory", "all_reduce"),
         ("void c10d::symmetric_memory::two_shot_all_reduce_kernel<4>()", "symmetric memory", "all_reduce"),
         ("void vllm::cross_device_reduce_2stage<__nv_bfloat16, 8>(vllm::RankData*)", "custom all-reduce", "all_reduce"),
         ("deep_ep::internode_ll::dispatch<true, 3, 10, 7168>(void*)", "DeepEP", "dispatch"),
