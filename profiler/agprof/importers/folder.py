@@ -199,10 +199,13 @@ def _unpack(work: _Import, path: Path, label: str, *, tar: bool) -> None:
 
 def _source(work: _Import, path: Path, label: str, format_: Format, *, required: bool) -> Source | None:
     if format_ is Format.KINETO:
-        if not required and not _looks_like_kineto(path):
+        try:
+            head = kineto.peek(path, max_unpacked_bytes=work.allowed_bytes)
+        except TraceError:
+            if required or _looks_like_kineto(path):
+                raise
             work.notes.append(f"{shown(label)} is JSON and no trace; left out")
             return None
-        head = kineto.peek(path, max_unpacked_bytes=work.allowed_bytes)
         merged = _merged_ranks(head)
         if merged is not None and not required:
             work.notes.append(f"{shown(label)} is the viewers' file of {merged} ranks; left out")
@@ -213,12 +216,12 @@ def _source(work: _Import, path: Path, label: str, format_: Format, *, required:
                 "has a file for each rank"
             )
         return Source(path=path, label=label, format=format_, head=head)
+    if is_gzip(path):
+        path = gunzip(path, work.place() / path.name.removesuffix(".gz"), work.budget)
     if format_ is Format.NSYS_REPORT:
         work.tell(f"nsys exports {label}", 0.0)
         path = work.export_report(path, work.place() / "report.sqlite")
         format_ = Format.NSYS_SQLITE
-    elif is_gzip(path):
-        path = gunzip(path, work.place() / path.name.removesuffix(".gz"), work.budget)
     exported = nsys.peek(path) if format_ is Format.NSYS_SQLITE else None
     return Source(path=path, label=label, format=format_, head=exported)
 

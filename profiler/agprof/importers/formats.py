@@ -71,4 +71,4 @@ def _read(file: Path, size: int) -> bytes:
 
 def _is_report(file: Path, head: bytes) -> bool:
     # The container of .nsys-rep and .qdrep is not documented: its name decides, together with not being anything else.
-    return file.suffix in REPORT_SUFFIXES and bool(head)
+    return file.name.removesuffix(".gz").endswith(REPORT_SUFFIXES) and bool(head)

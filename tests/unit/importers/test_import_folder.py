@@ -177,6 +177,13 @@ def test_a_report_goes_through_nsys_or_says_what_to_do(tmp_path: Path, take: Imp
         take(report)
     run = take(report, export_report=lambda file, out: write_export(out, {"NVTX_EVENTS": [nvtx(0, 5, "a")]}))
     assert run.traces[0].meta.source == "x.nsys-rep"
+    (packed,) = put(tmp_path, {"y.nsys-rep.gz": gzip.compress(b"\x01\x02container")})
+
+    def export(file: Path, out: Path) -> Path:
+        assert file.read_bytes() == b"\x01\x02container"
+        return write_export(out, {"NVTX_EVENTS": [nvtx(0, 5, "a")]})
+
+    assert take(packed, out="out2/run", export_report=export).traces[0].meta.source == "y.nsys-rep.gz"
 
 
 def test_a_folder_is_searched_and_what_is_no_trace_is_said(tmp_path: Path, take: Import) -> None:
