@@ -19,7 +19,7 @@ from typing import Any
 from agprof.errors import TraceError
 from agprof.importers import kineto_share as share
 from agprof.importers.kineto_chunk import Chunks
-from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, NOT_WORK
+from agprof.importers.kineto_events import CPU_KINDS, GPU_KINDS, INSTANT, NOT_WORK
 from agprof.importers.kineto_frame import packed_tail_metadata, read_frame, tail_metadata
 from agprof.importers.kineto_order import Ending, read_in_order
 from agprof.importers.kineto_rows import Rows, Tally
@@ -213,7 +213,7 @@ def _meta(file: Path, metadata: Mapping[str, Any], tally: Tally, ending: Ending,
     devices = metadata.get("deviceProperties")
     said = [str(line) for key in ("INFO", "WARNING", "ERROR") for line in _list(metadata.get(key))]
     dropped = [int(match[1]) for line in said if (match := _DROPPED.search(line)) and len(match[1]) < 16]
-    known = GPU_KINDS.keys() | CPU_KINDS.keys() | NOT_WORK | {"cpu_instant_event", ""}
+    known = GPU_KINDS.keys() | CPU_KINDS.keys() | NOT_WORK | {INSTANT, ""}
     strange = [name for name in tally.events if name not in known and not name.startswith("ph ")]
     unknown = [f"{name[:60]} ({tally.events[name]})" for name in strange]
     notes = [f"categories that are not known, taken for host events: {', '.join(unknown[:10])}"] if unknown else []

@@ -6,7 +6,7 @@ because the decoder looks for the next field first.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -60,6 +60,14 @@ NOT_WORK = frozenset({"Trace", "ac2g", "async", "async_cpu_to_gpu", "async_gpu",
 """Categories of the profiler's own window and of arrows: counted, and no rows."""
 
 
+INSTANT = "cpu_instant_event"
+if TYPE_CHECKING:
+    Category = str
+else:
+    Category = Literal[tuple(dict.fromkeys([*GPU_KINDS, *CPU_KINDS, *NOT_WORK, INSTANT, ""]))]
+    """The decoder makes no new text for a value that it knows. Others take the slower way, where they are any text."""
+
+
 class Args(msgspec.Struct, gc=False, frozen=True):
     """What the tables need of an event's `args`."""
 
@@ -92,7 +100,7 @@ NO_ARGS = Args()
 class Complete(msgspec.Struct, gc=False, tag_field="ph", tag="X"):
     """An event with a begin and a duration, in microseconds."""
 
-    cat: str = ""
+    cat: Category = ""
     name: str = ""
     pid: Label = NOTHING
     tid: Label = NOTHING
@@ -117,7 +125,7 @@ NO_MEMORY_ARGS = MemoryArgs()
 class Instant(msgspec.Struct, gc=False, tag_field="ph", tag="i"):
     """A point in time; of use when it is an allocation: `[memory]`."""
 
-    cat: str = ""
+    cat: Category = ""
     name: str = ""
     ts: Number | None = None
     args: MemoryArgs = NO_MEMORY_ARGS
@@ -164,13 +172,15 @@ class End(msgspec.Struct, gc=False, tag_field="ph", tag="E"):
 
 
 class ExactComplete(Complete, gc=False, tag_field="ph", tag="X"):
-    """As Complete, with times of any type: what a float hook made of their text."""
+    """As Complete, of any category and with times of any type: what a float hook made of their text."""
 
+    cat: str = ""
     ts: Any = None
     dur: Any = None
 
 
 class ExactInstant(Instant, gc=False, tag_field="ph", tag="i"):
+    cat: str = ""
     ts: Any = None
 
 

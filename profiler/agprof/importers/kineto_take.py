@@ -22,14 +22,15 @@ _NEED_ORDER = {kinds.Begin, kinds.End}
 def take(rows: Rows, events: Sequence[Event]) -> bool:
     """Hand over events as the fast decoder gives them: all of them, or none and False, when their times are not exact
     as doubles or when there are some that only `Exact` takes. Raises OSError."""
-    classes = Count(map(type, events))
+    complete = [event for event in events if type(event) is Complete]
+    others = [event for event in events if type(event) is not Complete] if len(complete) < len(events) else []
+    classes = Count(map(type, others))
     if not _NEED_ORDER.isdisjoint(classes):
         return False
-    complete = [event for event in events if type(event) is Complete]
-    instants = [event for event in events if type(event) is Instant] if Instant in classes else []
+    instants = [event for event in others if type(event) is Instant]
     memory = [event for event in instants if event.name == MEMORY]
+    counters = [event for event in others if type(event) is kinds.Counter]
     starts, durations = array_ns([event.ts for event in complete]), array_ns([event.dur for event in complete])
-    counters = [event for event in events if type(event) is kinds.Counter] if kinds.Counter in classes else []
     times, sampled = array_ns([event.ts for event in memory]), array_ns([event.ts for event in counters])
     if starts is None or durations is None or times is None or sampled is None:
         return False
