@@ -1,7 +1,21 @@
 """The module tree of one profiled forward, as rows of the table `modules`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+MAX_KEPT_CALLS = 20_000
+"""Calls that are kept one by one: a module called for each token of a long loop must not fill the memory."""
+
+
+class Call(NamedTuple):
+    """One call of a module's forward."""
+
+    module: int
+    """Its `id`."""
+    start_ns: int
+    end_ns: int
+    depth: int
+    """Modules in progress around it."""
 
 
 class ModuleWatch:
@@ -12,6 +26,8 @@ class ModuleWatch:
         self._stack: list[tuple[Any, int]] = []
         self.calls: dict[int, int] = {}
         self.duration_ns: dict[int, int] = {}
+        self.each_call: list[Call] = []
+        """In the order in which they ended, up to MAX_KEPT_CALLS."""
         self._handles: list[Any] = []
 
     def attach(self, root: Any) -> None:
@@ -30,6 +46,8 @@ class ModuleWatch:
                 key = id(module)
                 self.calls[key] = self.calls.get(key, 0) + 1
                 self.duration_ns[key] = self.duration_ns.get(key, 0) + now - start
+                if len(self.each_call) < MAX_KEPT_CALLS:
+                    self.each_call.append(Call(key, start, now, len(self._stack)))
                 return
 
     @property

@@ -236,3 +236,18 @@ def test_no_profile_step_no_work() -> None:
     _, collected, profiled = train(Model(), None)
     assert collected.tables.get("modules") is None
     assert not any(profiled)
+
+
+def test_every_call_of_a_module_in_the_profiled_forward_is_a_span(counter: str) -> None:
+    _, collected, _ = train(Model(), 1)
+    spans = [span for span in collected.table("spans") if span["category"] == "module"]
+    calls = {row["path"] or "Model": row["calls"] for row in collected.table("modules") if row["calls"]}
+    assert {name: sum(span["name"] == name for span in spans) for name in calls} == calls
+    assert len(spans) == sum(calls.values())
+    assert {span["step"] for span in spans} == {1}
+    by_name = {span["name"]: span for span in spans}
+    for name, depth in (("Model", 0), ("blocks.1", 1), ("blocks.1.query", 2)):
+        assert by_name[name]["depth"] == depth
+    outer, inner = by_name["blocks.1"], by_name["blocks.1.query"]
+    assert outer["start_ns"] <= inner["start_ns"] <= inner["end_ns"] <= outer["end_ns"]
+    assert len({span["span"] for span in spans}) == len(spans)
