@@ -21,7 +21,7 @@ from agprof.model.tables import Table, Type
 from agprof.model.trace_tables import TRACE_TABLES, TRACE_VERSION
 from agprof.store import layout
 
-ROWS_PER_PART = 262_144
+ROWS_PER_PART = 131_072
 MOST_CHARACTERS = 2**24
 """Names are written, and some perhaps twice, once they are longer together than this."""
 _DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
