@@ -85,6 +85,8 @@ def import_file(
     metadata = dict(reading.frame.metadata) | ending.metadata
     meta = _meta(file, metadata, tally, ending, rank_source)
     meta = replace(meta, time_base_ns=(reading.base_ns(metadata) or 0) + shift_ns)
+    if "traceEvents" in ending.metadata:
+        meta = replace(meta, notes=(*meta.notes, "a second list of traceEvents in the file was not read"))
     if reading.base_ns(metadata) is None and (reading.frame.first_us or _EPOCH_US) < _EPOCH_US:
         note = "no baseTimeNanoseconds was found: times count from an unknown moment, not from the epoch"
         meta = replace(meta, notes=(*meta.notes, note))

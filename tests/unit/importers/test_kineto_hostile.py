@@ -279,6 +279,13 @@ def test_lists_of_objects_inside_events_do_not_mislead(tmp_path: Path) -> None:
         assert found[1] == expected_rows(json.loads(json.dumps(events), parse_float=Decimal))
 
 
+def test_a_second_list_of_events_is_said(tmp_path: Path) -> None:
+    text = kineto_text([kernel(1), kernel(2)]).replace('"traceName": "x.json"', '"traceEvents": [{"ph": "X"}]')
+    found = read(tmp_path, text.encode())
+    assert found is not None and len(found[1]["gpu"]) == 2
+    assert any("second list" in note for note in found[0].notes)
+
+
 def test_text_after_the_end_is_said(tmp_path: Path) -> None:
     for text in (json.dumps([kernel(1), kernel(2)]) + "[", kineto_text([kernel(1), kernel(2)]) + "x"):
         found = read(tmp_path, text.encode())
