@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agprof.config.section import Section, broken_rule
+from agprof.config.section import Section, broken_rule, switched
 
 _MAX = 2**31 - 1
 
@@ -44,13 +44,7 @@ class KinetoSection(Section):
 
 
 def _switched(value: Any) -> Any:
-    if value is True:
-        return KinetoSection()
-    if value is None or value is False:
-        return None
-    if isinstance(value, dict | KinetoSection):
-        return value
-    raise broken_rule("must be true, false or a mapping of options, as in `kineto: {warmup: 1, active: 3}`")
+    return switched(KinetoSection, value, "kineto: {warmup: 1, active: 3}")
 
 
 Kineto = Annotated[KinetoSection | None, BeforeValidator(_switched, json_schema_input_type=bool | KinetoSection | None)]

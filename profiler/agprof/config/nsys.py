@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from agprof.config.section import Section, broken_rule
+from agprof.config.section import Section, broken_rule, switched
 
 OWN_OPTIONS = (
     "-o", "--output", "-t", "--trace", "-s", "--sample", "--cpuctxsw", "-c", "--capture-range", "--capture-range-end",
@@ -59,13 +59,7 @@ class NsysSection(Section):
 
 
 def _switched(value: Any) -> Any:
-    if value is True:
-        return NsysSection()
-    if value is None or value is False:
-        return None
-    if isinstance(value, dict | NsysSection):
-        return value
-    raise broken_rule("must be true, false or a mapping of options, as in `nsys: {first_step: 10, steps: 2}`")
+    return switched(NsysSection, value, "nsys: {first_step: 10, steps: 2}")
 
 
 Nsys = Annotated[NsysSection | None, BeforeValidator(_switched, json_schema_input_type=bool | NsysSection | None)]
