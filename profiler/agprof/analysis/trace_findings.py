@@ -41,7 +41,9 @@ def _host_bound(trace: TraceAnswer, shares: Shares) -> Finding | None:
         ),
         section="trace",
         saving_ns_per_step=_saving(
-            shares, shares.parts_ns["launch"], "at most: all idle time before launches but data and synchronisation"
+            shares,
+            shares.parts_ns["launch"],
+            "at most: all idle time until launches return but data and synchronisation",
         ),
         confidence="modelled",
         change=(

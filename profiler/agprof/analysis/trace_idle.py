@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import NONE, Device, ints, take, texts
+from agprof.analysis.trace_activities import NONE, Calls, Device, ints, take, texts
 from agprof.analysis.trace_intervals import NOTHING, Bools, Disjoint, Ints, both, together, union, without
 from agprof.analysis.trace_names import DATA
 from agprof.model.trace_answers import IdleCause
@@ -20,42 +20,40 @@ CAUSES: tuple[IdleCause, ...] = ("launch", "kernel wait", "synchronisation", "da
 
 @dataclass(frozen=True, slots=True)
 class HostWaits:
-    """Per thread: when it stood in a synchronising call, and in a data loader."""
+    """When the host stood in a synchronising call, and, per thread, in a data loader."""
 
-    synchronising: dict[int, Disjoint]
+    synchronising: Calls
     data: dict[int, Disjoint]
 
 
 def host_waits(trace: RankTrace, device: Device) -> HostWaits:
     """What the host waited for."""
-    waits = device.waits
-    return HostWaits(
-        synchronising=by_thread(waits.thread, waits.start, waits.end),
-        data=_data_ranges(trace),
-    )
+    return HostWaits(synchronising=device.waits, data=_data_ranges(trace))
 
 
 def idle_by_cause(device: Device, waits: HostWaits, idle: Disjoint) -> dict[IdleCause, Disjoint]:
     """The device's idle time by cause.
 
-    Of the activity that ends a gap: from the begin of its launch call on the device waits (`kernel wait`). Before, the
-    launching thread stands in a data loader (`data`), in a synchronising call (`synchronisation`), or works (`launch`).
-    `unknown` where the launch is not in the trace, or nothing ends the gap.
+    Of the activity that ends a gap: from the end of its launch call on the device waits (`kernel wait`). The call
+    itself, which may load a module for seconds, is the host's (`launch`). Before the call the launching thread stands
+    in a data loader (`data`), in a synchronising call (`synchronisation`), or works (`launch`). `unknown` where the
+    launch is not in the trace, or nothing ends the gap.
     """
     if not len(idle.start):
         return dict.fromkeys(CAUSES, NOTHING)
-    launched, thread = _next_launch(device, idle)
-    known = launched != NONE
-    cut = np.clip(launched, idle.start, idle.end)
+    called, returned, thread = _next_launch(device, idle)
+    known = called != NONE
+    cut = np.clip(returned, idle.start, idle.end)
     # Only gaps that the host has a share in: there may be a million others.
     late = known & (cut > idle.start)
-    host = _Gaps(idle.start[late], cut[late], thread[late])
-    del launched, thread
+    share = union(idle.start[late], cut[late])
+    host = _Gaps(idle.start[late], np.minimum(cut, called)[late], thread[late])
+    del called, returned, thread
     data = _inside(host, waits.data)
-    synchronising = without(_inside(host, waits.synchronising), data)
+    synchronising = without(_inside(host, _waits_for_work(waits.synchronising, idle)), data)
     told = together(data, synchronising)
     return {
-        "launch": without(union(host.start, host.end), told),
+        "launch": without(share, told),
         "kernel wait": union(np.where(known, cut, idle.end), idle.end),
         "synchronisation": synchronising,
         "data": data,
@@ -70,25 +68,46 @@ class _Gaps:
     thread: Ints
 
 
-def _next_launch(device: Device, idle: Disjoint) -> tuple[Ints, Ints]:
-    """Begin and thread of the launch of what ends each gap; NONE where it is not known.
+def _waits_for_work(calls: Calls, idle: Disjoint) -> dict[int, Disjoint]:
+    """Per thread, the synchronising calls, without what they take of a gap that they begin in: nothing was there to
+    wait for. A call's own work (`cudaFree` may set up a context for seconds) is no waiting."""
+    gap = np.maximum(np.searchsorted(idle.start, calls.start, side="right") - 1, 0)
+    in_gap = (idle.start[gap] <= calls.start) & (calls.start < idle.end[gap])
+    return by_thread(calls.thread, np.where(in_gap, idle.end[gap], calls.start), calls.end)
+
+
+def _next_launch(device: Device, idle: Disjoint) -> tuple[Ints, Ints, Ints]:
+    """Begin, end and thread of the launch of what ends each gap; NONE where it is not known.
+
+    What a graph runs after its first activity does not wait for the end of the call: there its begin stands for it.
 
     Of several activities that begin together the first in the table; of an empty one inside a gap nothing is said, for
     it occupies no time.
     """
     solid = device.end > device.start
     if not solid.any():
-        return np.full(len(idle.start), NONE), np.full(len(idle.start), NONE)
-    starts, launches = device.start, device.launch
+        nothing = np.full(len(idle.start), NONE)
+        return nothing, nothing, nothing
+    starts, launches, later = device.start, device.launch, _later_in_graph(device)
     if not solid.all():
-        starts, launches = starts[solid], launches[solid]
+        starts, launches, later = starts[solid], launches[solid], later[solid]
     first = np.minimum(np.searchsorted(starts, idle.end, side="left"), len(starts) - 1)
     launch = np.where(starts[first] == idle.end, launches[first], np.int64(-1))
     known = launch >= 0
+    called, returned = take(device.launches.start, launch), take(device.launches.end, launch)
     return (
-        np.where(known, take(device.launches.start, launch), NONE),
+        np.where(known, called, NONE),
+        np.where(known, np.where(later[first], called, returned), NONE),
         np.where(known, take(device.launches.thread, launch), NONE),
     )
+
+
+def _later_in_graph(device: Device) -> Bools:
+    """Activities that a graph's launch caused, but for the first of each launch."""
+    later = device.graph & device.known
+    graph = np.flatnonzero(later)
+    later[graph[np.unique(device.launch[graph], return_index=True)[1]]] = False
+    return later
 
 
 def _inside(host: _Gaps, waits: dict[int, Disjoint]) -> Disjoint:

@@ -80,8 +80,9 @@ def device_steps(device: Device, steps: list[HostStep]) -> list[DeviceStep]:
     """The steps on the device: from the end of all work launched before the step to the end of all launched by its end.
 
     So the wait for a step's first kernel belongs to that step, work that the device has not done when the host goes on
-    counts where it was launched, and steps never overlap. Work whose launch is not known moves no border; where no
-    launch is known at all the host's borders are the device's.
+    counts where it was launched, and steps never overlap. Work whose launch is not known was launched before the trace
+    where it begins before all work whose launch is known; else it moves no border. Where no launch is known at all the
+    host's borders are the device's.
     """
     if not steps:
         return []
@@ -93,7 +94,14 @@ def device_steps(device: Device, steps: list[HostStep]) -> list[DeviceStep]:
         order = np.argsort(launched, kind="stable")
         done = np.maximum.accumulate(ended[order])
         before = np.searchsorted(launched[order], borders, side="left")
-        borders = np.where(before == 0, begin, done[np.maximum(before - 1, 0)])
+        earlier = _end_of_earlier_work(device)
+        borders = np.where(before == 0, earlier, np.maximum(done[np.maximum(before - 1, 0)], earlier))
     borders = np.clip(borders, begin, last)
     pairs = zip(steps, borders[::2], borders[1::2], strict=True)
     return [DeviceStep(step.number, int(start), int(end)) for step, start, end in pairs if end > start]
+
+
+def _end_of_earlier_work(device: Device) -> int:
+    """When the device is done with what was launched before the trace began; its first begin where there is none."""
+    first_known = int(np.argmax(device.known))
+    return int(device.end[:first_known].max(initial=device.start[0]))

@@ -64,7 +64,7 @@ def _headline(trace: TraceAnswer, shares: Shares, part: str) -> str:
     if part == "launch":
         return f"Bound by the host: the device idles {text} because what comes next was not launched yet."
     if part == "kernel wait":
-        return f"Bound by waits on the device: {text} pass between launch and begin with nothing running."
+        return f"Bound by waits on the device: {text} pass between the end of a launch and the begin, with nothing running."
     if part == "synchronisation":
         return f"Bound by synchronisation: the device idles {text} while the host stands in a synchronising call."
     return f"Bound by waiting for data: the device idles {text} while the host stands in its data loader."

@@ -10,8 +10,9 @@ from typing import Literal
 KernelClass = Literal["compute", "communication", "memcpy", "memset"]
 
 IdleCause = Literal["launch", "kernel wait", "synchronisation", "data", "unknown"]
-"""launch: the host had not launched the next activity yet; kernel wait: it was launched and waited on the device (a
-dependency, or the launch's own latency); synchronisation: the host stood in a synchronising call before it launched;
+"""launch: the host had not launched the next activity yet, or was in the call that did; kernel wait: it was launched and
+waited on the device (a dependency, or the launch's own latency); synchronisation: the host stood in a synchronising call
+since before the gap, and then launched;
 data: the host stood in a data loader; unknown: the trace does not say."""
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agprof.analysis.trace_critical_path import critical_path
-from agprof.analysis.trace_window import Window, host_window
+from agprof.analysis.trace_window import Window, host_window, typical_window
 from agprof.importers.kineto import import_file
 from agprof.model.trace_answers import CriticalPath
 from agprof.model.trace_tables import CpuKind, GpuKind
@@ -387,9 +387,14 @@ def test_the_share_of_compute_kernels_is_near_that_of_htas_critical_path(
     assert path.by_category_ns.get("kernel", 0) / path.total_ns == pytest.approx(expected, abs=within)
 
 
-@pytest.mark.parametrize("name", ["v100_train_rank1of2", "a100_nccl_args", "v100_resnet50_old_categories"])
-def test_the_path_of_training_goes_through_the_backward_thread(name: str, imported: Callable[[str], RankTrace]) -> None:
-    path = critical_path(imported(name))
+@pytest.mark.parametrize(
+    ("name", "step"), [("v100_train_rank1of2", 5), ("a100_nccl_args", 5), ("v100_resnet50_old_categories", 10)]
+)
+def test_the_path_of_training_goes_through_the_backward_thread(
+    name: str, step: int, imported: Callable[[str], RankTrace]
+) -> None:
+    trace = imported(name)
+    path = critical_path(trace, window=typical_window(trace, step))
     assert path is not None
     lanes = {segment.lane for segment in path.segments if segment.category == "operator"}
     assert len(lanes) == 2

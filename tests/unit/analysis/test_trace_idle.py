@@ -24,8 +24,23 @@ def _two_kernels(launched_at: int) -> TraceBuilder:
     return build.launch("b", launched_at, 200, 50, correlation=2)
 
 
-def test_until_the_launch_the_host_is_late_and_from_then_on_the_kernel_waits() -> None:
-    assert _idle(_two_kernels(launched_at=180)) == {"launch": 80, "kernel wait": 20}
+def test_until_the_launch_returns_the_host_is_late_and_from_then_on_the_kernel_waits() -> None:
+    assert _idle(_two_kernels(launched_at=180)) == {"launch": 82, "kernel wait": 18}
+
+
+def test_a_launch_that_takes_long_is_the_hosts_time() -> None:
+    """The first launch of a kernel may load its module for seconds: nothing waits on the device meanwhile."""
+    build = TraceBuilder().launch("a", 0, 10, 90, correlation=1)
+    build.cpu("cudaLaunchKernel", 110, 200, kind=CpuKind.RUNTIME, correlation=2).gpu("b", 300, 50, correlation=2)
+    assert _idle(build) == {"launch": 200}
+
+
+def test_gaps_inside_a_graph_are_waits_also_while_its_launch_runs() -> None:
+    build = TraceBuilder().launch("a", 0, 10, 90, correlation=1)
+    build.cpu("cudaGraphLaunch", 120, 200, kind=CpuKind.RUNTIME, correlation=2)
+    for number, start in enumerate((200, 260)):
+        build.gpu("k", start, 50, correlation=2, graph_node=number)
+    assert _idle(build) == {"launch": 100, "kernel wait": 10}
 
 
 def test_what_was_launched_before_the_gap_only_waits() -> None:
@@ -34,7 +49,20 @@ def test_what_was_launched_before_the_gap_only_waits() -> None:
 
 def test_a_synchronising_call_on_the_launching_thread() -> None:
     build = _two_kernels(launched_at=180).cpu("cudaStreamSynchronize", 40, 90, kind=CpuKind.RUNTIME)
-    assert _idle(build) == {"synchronisation": 30, "launch": 50, "kernel wait": 20}
+    assert _idle(build) == {"synchronisation": 30, "launch": 52, "kernel wait": 18}
+
+
+@pytest.mark.parametrize("call", ["cudaFree", "cudaStreamSynchronize", "cudaMemcpy"])
+def test_a_call_that_begins_on_an_idle_device_has_nothing_to_wait_for(call: str) -> None:
+    """cudaFree(0) sets up a context for seconds; that is the host's own work."""
+    build = _two_kernels(launched_at=180).cpu(call, 110, 60, kind=CpuKind.RUNTIME)
+    assert _idle(build) == {"launch": 82, "kernel wait": 18}
+
+
+def test_a_call_that_began_in_an_earlier_gap_waits_for_what_ran_meanwhile() -> None:
+    build = TraceBuilder().launch("before", 0, 10, 20, correlation=1).launch("a", 40, 50, 50, correlation=2)
+    build.launch("b", 180, 200, 50, correlation=3).cpu("cudaStreamSynchronize", 45, 85, kind=CpuKind.RUNTIME)
+    assert _idle(build) == {"synchronisation": 30, "launch": 64, "kernel wait": 26}
 
 
 @pytest.mark.parametrize(
@@ -54,14 +82,14 @@ def test_calls_that_do_not_wait(call: str) -> None:
 def test_another_threads_wait_says_nothing() -> None:
     build = _two_kernels(launched_at=180)
     build.cpu("cudaStreamSynchronize", 40, 90, kind=CpuKind.RUNTIME, thread=MAIN + 1)
-    assert _idle(build) == {"launch": 80, "kernel wait": 20}
+    assert _idle(build) == {"launch": 82, "kernel wait": 18}
 
 
 def test_a_data_loader_comes_before_a_synchronising_call_inside_it() -> None:
     build = _two_kernels(launched_at=180)
     build.cpu("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", 110, 40, kind=CpuKind.ANNOTATION)
-    build.cpu("cudaStreamSynchronize", 120, 40, kind=CpuKind.RUNTIME)
-    assert _idle(build) == {"data": 40, "synchronisation": 10, "launch": 30, "kernel wait": 20}
+    build.cpu("cudaStreamSynchronize", 90, 70, kind=CpuKind.RUNTIME)
+    assert _idle(build) == {"data": 40, "synchronisation": 20, "launch": 22, "kernel wait": 18}
 
 
 def test_without_a_launch_nothing_is_claimed() -> None:
@@ -109,6 +137,18 @@ def test_steps_on_the_device_follow_their_launches() -> None:
     rows = [(row.step, row.start_ns, row.window_ns, row.compute_ns, row.idle_ns) for row in answer.steps]
     assert rows == [(5, 50, 180, 180, 0), (6, 230, 200, 180, 20), (7, 430, 200, 180, 20)]
     assert sum(row.window_ns for row in answer.steps) == answer.windows[0].window_ns
+
+
+def test_work_launched_before_the_trace_belongs_to_no_step() -> None:
+    """The device still runs what the step before the trace launched; the traced step begins when that is done."""
+    build = TraceBuilder().gpu("earlier", 0, 40, correlation=1).gpu("earlier", 50, 50, correlation=2)
+    build.cpu("ProfilerStep#6", 5, 100, kind=CpuKind.ANNOTATION)
+    build.launch("gemm", 10, 110, 80, correlation=3).gpu("lost", 195, 5, correlation=4)
+    answer = analyse_traces({0: build.build()})
+    assert answer is not None
+    (row,) = answer.steps
+    assert (row.start_ns, row.window_ns, row.compute_ns, row.idle_ns) == (100, 90, 80, 10)
+    assert answer.windows[0].window_ns == 200
 
 
 def test_without_device_there_is_no_window() -> None:
