@@ -86,6 +86,7 @@ def sample_trace(ranks: int = 2, slices: int = 3_000, steps: int = 4, seed: int 
                 last_share=0.82 if rank == 1 else 0.18 / max(ranks - 1, 1),
                 lateness_ns=120_000.0 if rank == 1 else 0.0,
                 is_straggler=rank == 1,
+                caused_wait_ns=9 * (ranks - 1) * MS if rank == 1 else 0,
             )
             for rank in range(ranks)
         )

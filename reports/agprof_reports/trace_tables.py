@@ -206,6 +206,13 @@ def stragglers(rows: Sequence[TraceStraggler]) -> Table:
                 source="measured",
                 tip="mean after the rank before it, where it came last",
             ),
+            Field(
+                label="others waited",
+                get=lambda r: r.caused_wait_ns,
+                unit="ns",
+                source="measured",
+                tip="all of them, summed, in the collectives to which it came last",
+            ),
             Field(label="delays the others", get=_delays),
         ],
     )

@@ -37,12 +37,12 @@ def stragglers(matches: Matches, windows: Mapping[int, int]) -> tuple[TraceStrag
         second=pl.col("duration_ns").gather(1).first(),
         rank=pl.col("rank").first(),
         size=pl.len(),
+        wait=(pl.col("duration_ns") - pl.col("transfer_ns")).sum(),
     )
     # Two that are shortest alike came last together: nobody did.
     last = calls.filter(pl.col("second") > pl.col("first")).with_columns(late=pl.col("second") - pl.col("first"))
-    lateness = {
-        rank: (n, int(late)) for rank, n, late in last.group_by("rank").agg(pl.len(), pl.col("late").sum()).iter_rows()
-    }
+    sums = last.group_by("rank").agg(pl.len(), pl.col("late", "wait").sum())
+    lateness = {rank: (n, int(late), int(caused)) for rank, n, late, caused in sums.iter_rows()}
     chances = known.join(calls.select(*call, "size"), on=call, how="left", nulls_equal=True)
     chances = chances.group_by("rank").agg(
         n=pl.len(),
@@ -52,7 +52,7 @@ def stragglers(matches: Matches, windows: Mapping[int, int]) -> tuple[TraceStrag
     limit = SIGNIFICANCE / max(1, chances.height)
     rows = []
     for rank, n, wait, chance in chances.iter_rows():
-        times, late = lateness.get(rank, (0, 0))
+        times, late, caused = lateness.get(rank, (0, 0, 0))
         mean = late / times if times else 0.0
         often = n >= FEWEST_CALLS and tail(times, n, chance) < limit
         rows.append(
@@ -63,6 +63,7 @@ def stragglers(matches: Matches, windows: Mapping[int, int]) -> tuple[TraceStrag
                 last_share=times / n,
                 lateness_ns=mean,
                 is_straggler=often and mean >= LEAST_LATENESS_NS and late >= LEAST_SHARE * windows.get(rank, 0),
+                caused_wait_ns=caused,
             )
         )
     return tuple(rows)
@@ -108,6 +109,6 @@ def stragglers_sentence(rows: tuple[TraceStraggler, ...], ranks: int, matches: M
         f"{format_value(row.lateness_ns, 'ns')} in the mean"
         for row in named
     )
-    waited = sum(row.wait_ns for row in rows if not row.is_straggler)
-    others = max(1, len(rows) - len(named))
-    return f"The others wait for {words}; they wait {format_value(waited / others, 'ns')} each."
+    waited = sum(row.caused_wait_ns for row in named)
+    others = max(1, len(rows) - 1)
+    return f"The others wait for {words}; they wait {format_value(waited / others, 'ns')} each in these."

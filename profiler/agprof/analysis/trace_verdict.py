@@ -64,7 +64,7 @@ def _headline(trace: TraceAnswer, shares: Shares, part: str) -> str:
     if part == "launch":
         return f"Bound by the host: the device idles {text} because what comes next was not launched yet."
     if part == "kernel wait":
-        return f"Bound by waits on the device: {text} pass between the end of a launch and the begin, with nothing running."
+        return f"Bound by waits on the device: {text} pass after a launch returned with nothing running."
     if part == "synchronisation":
         return f"Bound by synchronisation: the device idles {text} while the host stands in a synchronising call."
     return f"Bound by waiting for data: the device idles {text} while the host stands in its data loader."
@@ -72,14 +72,13 @@ def _headline(trace: TraceAnswer, shares: Shares, part: str) -> str:
 
 def _straggler(trace: TraceAnswer, shares: Shares) -> str | None:
     named = [row for row in trace.stragglers if row.is_straggler]
-    others = [row for row in trace.stragglers if not row.is_straggler]
-    if not named or not others or shares.parts_ns["communication"] < 0.1 * shares.window_ns:
+    if not named or shares.parts_ns["communication"] < 0.1 * shares.window_ns:
         return None
-    waited = sum(row.wait_ns for row in others)
+    waited = sum(row.caused_wait_ns for row in named)
     if waited < 0.1 * sum(row.window_ns for row in trace.windows):
         return None
     ranks = ", ".join(str(row.rank) for row in named)
-    per_rank = format_value(waited / len(others), "ns")
+    per_rank = format_value(waited / (len(trace.stragglers) - 1), "ns")
     words = f"they stand {per_rank} each in collectives that it enters last"
     return f"Bound by rank {ranks}: the others wait for it; {words}."
 

@@ -10,10 +10,9 @@ from typing import Literal
 KernelClass = Literal["compute", "communication", "memcpy", "memset"]
 
 IdleCause = Literal["launch", "kernel wait", "synchronisation", "data", "unknown"]
-"""launch: the host had not launched the next activity yet, or was in the call that did; kernel wait: it was launched and
-waited on the device (a dependency, or the launch's own latency); synchronisation: the host stood in a synchronising call
-since before the gap, and then launched;
-data: the host stood in a data loader; unknown: the trace does not say."""
+"""launch: the host had not launched the next activity yet, or was in the call that did; kernel wait: it was launched,
+and waited on the device (a dependency, or the launch's own latency); synchronisation: the host stood in a synchronising
+call since before the gap, and then launched; data: the host stood in a data loader; unknown: the trace does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +136,8 @@ class TraceStraggler:
     """Mean time it came after the rank before it, where it came last; 0 when it never did."""
     is_straggler: bool
     """True only where it delays the others by more than chance: see docs/trace-analysis.md."""
+    caused_wait_ns: int = 0
+    """Time that the other ranks, summed, waited in the collectives to which this rank came last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

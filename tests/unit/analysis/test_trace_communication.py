@@ -205,6 +205,16 @@ def test_the_rank_that_is_always_last_is_named() -> None:
     assert "rank 3" in answer.stragglers_sentence
 
 
+def test_only_what_the_others_wait_in_its_calls_is_a_stragglers_doing() -> None:
+    """Rank 3 comes last to 18 of 20 calls; to the first two, rank 0 comes last by 900 us, and all wait for that."""
+    late = [[20_000] * 2 + [300_000] * 18, *([[920_000] * 2 + [300_000] * 18] * 2), [920_000] * 2 + [20_000] * 18]
+    answer = _ranks(late)
+    assert [row.rank for row in answer.stragglers if row.is_straggler] == [3]
+    assert answer.stragglers[3].caused_wait_ns == 18 * 3 * 280_000
+    assert answer.stragglers[0].caused_wait_ns == 2 * 3 * 900_000
+    assert answer.stragglers_sentence.endswith("they wait 5.04 ms each in these.")
+
+
 def test_turns_are_no_straggler() -> None:
     turns = [[20_000 if call % 4 == rank else 300_000 for call in range(20)] for rank in range(4)]
     answer = _ranks(turns)
