@@ -57,7 +57,9 @@ def diff(
 
 def _traces(path: Path, scratch: Path, errors: "Console") -> "Mapping[int, RankTrace]":
     """The traces of a run folder, or of files, which are imported into `scratch`. Raises StoreError, TraceError."""
+    from agprof.cli.reading import is_plain, read_files
     from agprof.errors import StoreError
+    from agprof.importers.naming import run_name
     from agprof.store import layout
     from agprof.store.traces import read_traces
 
@@ -65,7 +67,9 @@ def _traces(path: Path, scratch: Path, errors: "Console") -> "Mapping[int, RankT
     if not path.exists():
         raise StoreError(f"{path} is not there; give a run folder, or trace files")
     problems: list[str] = []
-    traces = read_traces(path if is_run else _imported(path, scratch, errors), problems)
+    if not is_run:
+        read_files([path], scratch, name=run_name([path]), console=errors, plain=is_plain(errors))
+    traces = read_traces(path if is_run else scratch, problems)
     for problem in problems:
         errors.print(f"{path}: {problem}", markup=False)
     if not traces:
@@ -83,27 +87,6 @@ def _patterns(path: Path) -> dict[str, str]:
     from agprof.store.reader import read_run
 
     return communication_patterns(read_run(path)) if (path / layout.MANIFEST).is_file() else {}
-
-
-def _imported(path: Path, out: Path, errors: "Console") -> Path:
-    from rich.markup import escape
-
-    from agprof.importers.folder import import_files, run_name
-    from agprof.launch.nsight import find_nsys, quiet
-
-    def export_report(report: Path, sqlite: Path) -> Path:
-        from agprof.importers.nsys_report import export_report as export
-
-        return export(report, sqlite, find_nsys(), quiet())
-
-    with errors.status(escape(f"reading {path}")) as status:
-        return import_files(
-            [path],
-            out,
-            name=run_name([path]),
-            export_report=export_report,
-            progress=lambda what, share: status.update(escape(f"{share:4.0%} {what[:120]}")),
-        )
 
 
 def _print_json(found: "TraceDiff", top: int | None) -> None:

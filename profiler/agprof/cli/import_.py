@@ -1,22 +1,15 @@
 """`agprof import`."""
 
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_QUIET_S = 2.0
-"""Progress is told of what takes longer, this often."""
 
 
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(help="Trace files, folders of them, or archives (.zip, .tar, .tar.gz).")
+        list[Path],
+        typer.Argument(help="Trace files, folders of them, or archives (.zip, .tar, .tar.gz).", metavar="FILE"),
     ],
     out: Annotated[Path | None, typer.Option(help="Run folder to make; agprof-runs/NAME-TIME when left out.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the file's or its folder's when left out.")] = None,
@@ -28,7 +21,7 @@ def import_(
         ),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="The most that compressed files may unpack to, as 100GiB.")
+        str | None, typer.Option(help="The most that compressed files may unpack to, as 100GiB.", metavar="SIZE")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a spinner.")] = False,
 ) -> None:
@@ -40,33 +33,23 @@ def import_(
     """
     from rich.console import Console
 
+    from agprof.cli.reading import is_plain, read_files
     from agprof.cli.report import print_summary, write_report
-    from agprof.importers.folder import default_folder, import_files, run_name
+    from agprof.importers.naming import default_folder, run_name
     from agprof.launch.folder import DEFAULT_OUT
-    from agprof.launch.nsight import find_nsys, quiet
 
     console = Console(highlight=False)
-    plain = plain or not console.is_terminal or console.is_dumb_terminal
-    expressions = parse_communication(communication or [])
-    limit = None if max_size is None else parse_size(max_size)
+    plain = plain or is_plain(console)
     name = name or run_name(files)
-    target = out.absolute() if out is not None else default_folder(name, DEFAULT_OUT.absolute())
-
-    def export_report(report: Path, sqlite: Path) -> Path:
-        from agprof.importers.nsys_report import export_report as export
-
-        return export(report, sqlite, find_nsys(), quiet())
-
-    with _Progress(console, plain=plain) as progress:
-        run = import_files(
-            files,
-            target,
-            name=name,
-            export_report=export_report,
-            communication=expressions,
-            max_bytes=limit,
-            progress=progress.tell,
-        )
+    run = read_files(
+        files,
+        out.absolute() if out is not None else default_folder(name, DEFAULT_OUT.absolute()),
+        name=name,
+        console=console,
+        plain=plain,
+        communication=parse_communication(communication or []),
+        max_bytes=None if max_size is None else parse_size(max_size),
+    )
     answers = write_report(run, console, plain=plain)
     print_summary(answers, run, console)
 
@@ -115,31 +98,3 @@ def parse_size(text: str) -> int:
     if match is None or unit is None or not float(match[1]):
         raise ConfigError(f"--max-size {text!r}: is no size; write it as 64GiB, 500MB or in bytes")
     return int(float(match[1]) * unit)
-
-
-class _Progress:
-    """A spinner on a terminal; elsewhere a line now and then for what takes its time."""
-
-    def __init__(self, console: "Console", *, plain: bool) -> None:
-        self._status = None if plain else console.status("reading")
-        self._told_s = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def tell(self, what: str, share: float) -> None:
-        """`what` is being done, of all files this share is."""
-        from rich.markup import escape
-
-        line = f"{share:4.0%} {what[:120]}"
-        if self._status is not None:
-            self._status.update(escape(line))
-        elif time.monotonic() - self._told_s >= _QUIET_S:
-            self._told_s = time.monotonic()
-            print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)

@@ -3,9 +3,8 @@
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,8 @@ class _Import:
     tell: Progress
     sources: list[Source] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    seen: set[Path] = field(default_factory=set)
+    """Every file so far, whatever it was called by."""
     unpacked: int = 0
 
     @property
@@ -104,7 +105,11 @@ def import_files(
 
 @contextmanager
 def _half_finished(out: Path) -> Iterator[tuple[Path, Path]]:
-    """A folder beside `out` that becomes it, and one for unpacked files; both are gone at the end."""
+    """A folder beside `out` that becomes it, and one for unpacked files; both are gone at the end.
+
+    So are the folders above them that were made for it, when nothing came to stand in them.
+    """
+    made = [folder for folder in out.parents if not folder.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
     own = out.parent / f".{out.name[:100]}.import-{os.getpid()}"
     half, scratch = own / "run", own / "unpacked"
@@ -115,6 +120,9 @@ def _half_finished(out: Path) -> Iterator[tuple[Path, Path]]:
         yield half, scratch
     finally:
         shutil.rmtree(own, ignore_errors=True)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _collect(work: _Import, given: Path) -> None:
@@ -157,6 +165,12 @@ def _collect_all(work: _Import, files: Sequence[Path], whose: str) -> None:
 
 def _add(work: _Import, path: Path, label: str, *, required: bool) -> None:
     work.tell(f"looking at {label}", 0.0)
+    if path.resolve() in work.seen:
+        if required:
+            raise TraceError(f"{path}: is given twice; name each file once")
+        work.notes.append(f"{shown(label)} is a file that was given already; left out")
+        return
+    work.seen.add(path.resolve())
     format_ = detect(path)
     if format_ is None:
         if required:
@@ -358,33 +372,3 @@ def _described(source: Source) -> dict[str, Any]:
         "bytes": source.path.stat().st_size,
         "ranks": source.ranks,
     }
-
-
-def run_name(files: Sequence[Path]) -> str:
-    """A name for the run: `trace.json.gz` -> `trace`; of several files the name of the first one's folder."""
-    first = files[0].absolute()
-    name = first.name if len(files) == 1 else first.parent.name
-    for suffix in (
-        ".gz",
-        ".tar",
-        ".tgz",
-        ".zip",
-        ".json",
-        ".sqlite",
-        ".nsys-rep",
-        ".qdrep",
-        ".pickle",
-        ".pt",
-        ".trace",
-    ):
-        name = name.removesuffix(suffix)
-    safe = "".join(char if char.isalnum() or char in "-_." else "-" for char in name).strip(".-")
-    return safe[:80] or "imported"
-
-
-def default_folder(name: str, base: Path) -> Path:
-    """Where a run goes when nobody says so: NAME-TIME under `base`."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    wanted = base / f"{name}-{stamp}"
-    numbers = (base / f"{wanted.name}-{number}" for number in range(2, 1000))
-    return wanted if not wanted.exists() else next(path for path in numbers if not path.exists())

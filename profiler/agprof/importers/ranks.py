@@ -87,8 +87,9 @@ def _refuse_twice(claims: list[Claim], known: list[Assigned | None]) -> None:
             continue
         if found.rank in by_rank:
             first, source = by_rank[found.rank]
+            both = f"two files {first}" if first == claim.label else f"{first} and {claim.label}"
+            known_by = source if source == found.source else f"{source}; {found.source}"
             raise TraceError(
-                f"{first} and {claim.label} are both of rank {found.rank} ({source}; {found.source}); "
-                "import the traces of one run only, and of each rank one"
+                f"{both} are both of rank {found.rank} ({known_by}); import the traces of one run, and one of each rank"
             )
         by_rank[found.rank] = (claim.label, found.source)

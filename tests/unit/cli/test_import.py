@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agprof.cli import import_ as module
+from agprof.cli import reading
 from agprof.cli.import_ import parse_communication, parse_size
 from agprof.cli.main import main
 from agprof.errors import ConfigError
@@ -77,7 +77,8 @@ def test_the_folder_and_the_name_can_be_given(run: Run, trace: str, tmp_path: Pa
         (("trace.json", "--communication", "x"), 2, "write LIBRARY=REGEX"),
         (("trace.json", "--communication", "x=("), 2, "no regular expression"),
         (("trace.json", "--max-size", "much"), 2, "write it as 64GiB"),
-        (("trace.json", "trace.json", "--out", "x"), 0, ""),
+        (("trace.json", "./trace.json"), 5, "is given twice"),
+        (("folder", "folder/trace.json"), 5, "is given twice"),
         (("x.nsys-rep",), 5, "nsys export --type sqlite --output x.sqlite x.nsys-rep"),
     ],
 )
@@ -86,13 +87,15 @@ def test_what_can_be_wrong(
 ) -> None:
     monkeypatch.setattr(nsight, "find_nsys", lambda: None)
     (tmp_path / "x.nsys-rep").write_bytes(b"\x01container")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "trace.json").write_text(json.dumps(TRACE))
     before = set(tmp_path.rglob("*"))
     found, out, err = run(*argv)
     assert found == code, err
     assert words in err
     if code:
         assert out == ""
-        assert not [path for path in set(tmp_path.rglob("*")) - before if path.name != "agprof-runs"]
+        assert set(tmp_path.rglob("*")) == before
 
 
 def test_a_report_is_exported_by_the_nsys_that_is_here(
@@ -129,8 +132,8 @@ def test_progress_is_told_of_what_takes_its_time(
     from rich.console import Console
 
     now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with module._Progress(Console(), plain=True) as progress:
+    monkeypatch.setattr(reading.time, "monotonic", lambda: now[0])
+    with reading.Progress(Console(), plain=True) as progress:
         for now[0], share in ((1.0, 0.1), (1.9, 0.2), (2.1, 0.3), (2.2, 0.4), (4.5, 0.5)):
             progress.tell("a\x1b[31mb", share)
     assert capsys.readouterr().err == " 30% a?[31mb\n 50% a?[31mb\n"

@@ -18,8 +18,9 @@ from nsys_exports import EPOCH_NS, nvtx, write_export
 from agprof.analysis.run import analyse
 from agprof.errors import AgprofError, StoreError, TraceError
 from agprof.importers import archives
-from agprof.importers.folder import import_files, run_name
+from agprof.importers.folder import import_files
 from agprof.importers.formats import Format, detect
+from agprof.importers.naming import run_name
 from agprof.importers.ranks import Claim, assign
 from agprof.store import layout
 from agprof.store.reader import Run, read_run
@@ -119,6 +120,23 @@ def test_two_traces_of_one_rank_are_an_error_that_names_both(
         take(*put(tmp_path, files))
     assert all(name in str(caught.value) for name in files)
     assert "both of rank 1" in str(caught.value)
+
+
+def test_two_files_of_one_name_and_one_rank(tmp_path: Path, take: Import) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, second = put(tmp_path, {"a/x.json": kineto(1), "b/x.json": kineto(1)})
+    with pytest.raises(TraceError, match=r"^two files x.json are both of rank 1 \(distributedInfo\); import"):
+        take(first, second)
+
+
+def test_a_link_to_a_trace_beside_it_is_not_a_second_rank(tmp_path: Path, take: Import) -> None:
+    (tmp_path / "traces").mkdir()
+    put(tmp_path, {"traces/x.json": kineto()})
+    (tmp_path / "traces" / "zlatest.json").symlink_to("x.json")
+    run = take(tmp_path / "traces")
+    assert list(run.traces) == [0]
+    assert "'zlatest.json' is a file that was given already; left out" in (run.path / layout.MANIFEST).read_text()
 
 
 def test_the_order_of_files_that_say_their_rank_does_not_matter(tmp_path: Path, take: Import) -> None:
