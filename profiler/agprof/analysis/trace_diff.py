@@ -214,6 +214,8 @@ def _sentence(what: str, rows: tuple[DiffRow, ...], a: _Side, b: _Side, per: Per
     unit = "step and rank" if per == "step" else "rank (whole traces, because not all ranks mark steps)"
     if not rows:
         return f"{what}: none on either side."
+    if all(row.state == "same" for row in rows):
+        return f"{what} per {unit}: {milliseconds(before)} on both sides; no name changed its count or time."
     change = after - before
     share = f", {change / before:+.1%}" if before else ""
     values = f"{milliseconds(before)} -> {milliseconds(after)} ({milliseconds(change, sign=True)}{share})"

@@ -69,6 +69,13 @@ def test_top_limits_the_rows(runs: tuple[str, str], capsys: pytest.CaptureFixtur
     assert [row["name"] for row in json.loads(out)["device"]] == ["gemm"]
 
 
+def test_a_run_beside_itself_has_not_changed(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = agprof(capsys, runs[0], runs[0])
+    assert code == 0
+    assert "5.000 ms on both sides; no name changed its count or time." in " ".join(out.split())
+    assert "change ms" not in out
+
+
 def test_trace_files_are_read_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, duration in (("a.json", 100), ("b.json", 150)):
         kernel = {"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 10, "dur": duration}
