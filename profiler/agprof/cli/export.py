@@ -13,7 +13,9 @@ def export(
     formats: Annotated[
         list[str],
         typer.Option(
-            "--format", help="nsys-rep, nvtxt, chrome, perfetto or parquet. Repeatable, or several with commas."
+            "--format",
+            help="nsys-rep, nvtxt, chrome, perfetto or parquet. Repeatable, or several with commas.",
+            metavar="NAME",
         ),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the files; RUN/exports when left out.")] = None,

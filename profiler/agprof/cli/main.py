@@ -116,7 +116,7 @@ def _usage_text(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "agprof"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
-    return f"{message}\nsee: {path} --help"
+    return f"{message.replace(': Value error, ', ': ')}\nsee: {path} --help"
 
 
 def _complain(text: str) -> None:

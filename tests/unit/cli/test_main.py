@@ -100,6 +100,7 @@ def test_listing_commands_loads_nothing_heavy() -> None:
         (("init",), "error: Missing argument"),
         (("schema", "x"), "error: Got unexpected extra argument"),
         (("--vers",), "error: No such option: --vers"),
+        (("report", "x", "--compat", "kineto"), "error: Invalid value for '--compat': 'kineto' is not one of 'hta'."),
     ],
 )
 def test_a_wrong_command_line(argv: tuple[str, ...], message: str, run: Run) -> None:
