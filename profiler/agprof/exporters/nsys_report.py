@@ -71,6 +71,8 @@ def captured_reports(run: Run) -> list[tuple[int, Path]]:
 
 def _import(nsys: Path, importer: Importer, text: Path, report: Path, written: nvtxt.Written, say: Say) -> None:
     wanted = 2 * sum(written.ranges.values()) + sum(written.marks.values())
+    if not wanted:
+        raise TraceError("the run holds no span and no mark, so a report would be empty")
     if wanted > _SLOW_EVENTS:
         say(f"{report.name}: ImportNvtxt reads {wanted:,} events")
     # The base is made in the system's own folder for such things: its path stands in every report that is made of it.

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from agprof.exporters.clocks import Clocks, clocks
+from agprof.exporters.pace import Pace
 from agprof.model.tables import SCHEMA_VERSION, TABLES, Table
 from agprof.model.trace_tables import CPU, GPU, TRACE_TABLES, TRACE_VERSION, CpuKind, GpuKind
 from agprof.model.version import __version__
@@ -28,15 +29,17 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     target = folder / FOLDER
     target.mkdir(parents=True, exist_ok=True)
     on_wall = clocks(run.streams)
+    pace = Pace(say, "parquet: tables written:")
     files = []
     for table in TABLES:
         files.append(target / f"{table.name}.parquet")
         _write(_run_table(run, table, on_wall), files[-1], table, SCHEMA_VERSION)
+        pace.add(1)
     for table in TRACE_TABLES:
         if run.traces and table.name != NAMES:
-            say(f"parquet: {table.name} of {len(run.traces)} traces")
             files.append(target / f"trace_{table.name}.parquet")
             _write(pl.concat(_trace_frames(run, table, on_wall)), files[-1], table, TRACE_VERSION)
+            pace.add(1)
     return files
 
 

@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+from scene_runs import run_of
 
 from agprof.errors import TraceError
 from agprof.exporters import nsys_report
@@ -98,6 +99,12 @@ def test_an_importer_that_fails_is_an_error_in_its_own_words(run, folder, fake_n
     with pytest.raises(TraceError, match="Unknown variable: DomainId"):
         nsys_report.export(run, folder, lambda _: None)
     assert names_in(folder) == ["run.nvtxt"]
+
+
+def test_a_run_that_holds_nothing_is_said_to(tmp_path, folder, fake_nsys):
+    with run_of({0: []}) as empty, pytest.raises(TraceError, match="holds no span and no mark"):
+        nsys_report.export(empty, folder, lambda _: None)
+    assert not list(folder.glob("*.nsys-rep"))
 
 
 def test_a_captured_report_is_merged_and_warned_of_first(run, folder, fake_nsys, monkeypatch):
