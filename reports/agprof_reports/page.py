@@ -17,7 +17,7 @@ from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
 from agprof_reports.charts.trace_time import PARTS, parts_of
 from agprof_reports.charts.trace_timeline import DRAWN_SLICES
-from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section, Table
+from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section
 from agprof_reports.figures import SOURCES, card, shown
 from agprof_reports.tables import StepGroup
 from agprof_reports.text import scale, with_unit
@@ -34,6 +34,9 @@ TITLES = {
 }
 _EVEN = 0.01
 """Ranks whose own work differs by less are told to be even."""
+_CALLERS = (
+    "Exposed: the host's caller stands in it. How long devices do nothing else stands in the section Device trace."
+)
 _STATUS_MARKS = {"finished": "good", "failed": "bad", "killed": "bad", "imported": ""}
 _BOUND_WORDS = {
     "data": "data wait",
@@ -252,9 +255,10 @@ def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Sect
 def _communication(answers: RunAnswers) -> Section:
     found = answers.communication
     unseen = [row for row in found.unseen if row.recorded > row.seen]
-    shown_tables: list[Table] = []
-    if found.rows:
-        shown_tables.append(tables.collectives(found.rows))
+    lines = [("watch" if unseen else "", found.ledger_sentence)] if found.ledger_sentence else []
+    if found.rows and answers.trace is not None and answers.trace.collectives:
+        lines.append(("", _CALLERS))
+    shown_tables = [tables.collectives(found.rows)] if found.rows else []
     if unseen:
         shown_tables.append(tables.unseen(unseen))
     return Section(
@@ -270,7 +274,7 @@ def _communication(answers: RunAnswers) -> Section:
         ),
         charts=(collectives(found),) if found.rows else (),
         tables=tuple(shown_tables),
-        lines=(("watch" if unseen else "", found.ledger_sentence),) if found.ledger_sentence else (),
+        lines=tuple(lines),
     )
 
 

@@ -152,7 +152,7 @@ def collectives(rows: Sequence[CollectiveRow]) -> Table:
         [
             Field(label="operation", get=lambda r: r.op, code=True),
             Field(label="group", get=lambda r: r.group, code=True),
-            Field(label="ranks", get=lambda r: r.group_size, unit="1"),
+            Field(label="ranks", get=lambda r: r.group_size or None, unit="1"),
             Field(label="type", get=lambda r: r.dtype or "–", code=True),
             Field(label="issued in", get=lambda r: r.caller),
             Field(label="calls", get=lambda r: r.calls_per_step, unit="1", source="counted"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from agprof.model.answers import CommunicationAnswer
+from agprof.model.answers import CollectiveRow, CommunicationAnswer
 from agprof_reports.charts.pieces import short
 from agprof_reports.data import Chart, Spec
 from agprof_reports.text import label, scale, with_unit
@@ -12,7 +12,7 @@ def collectives(communication: CommunicationAnswer) -> Chart:
     rows = sorted(communication.rows, key=lambda row: row.exposed_ns_per_step)[-24:]
     divisor, unit = scale((max(row.total_ns_per_step, row.exposed_ns_per_step) for row in rows), "ns")
     names = [f"{label(row.op, 24)} · {with_unit(row.bytes_per_call.value, 'bytes')}" for row in rows]
-    hover = [label(f"{row.op}, {row.group} ({row.group_size} ranks), issued in {row.caller}", 200) for row in rows]
+    hover = [label(f"{row.op}, {_group(row)}, issued in {row.caller}", 200) for row in rows]
     hidden = [max(row.total_ns_per_step - row.exposed_ns_per_step, 0.0) for row in rows]
 
     def bar(name: str, colour: str, values: Iterable[float], pattern: str) -> Spec:
@@ -58,9 +58,13 @@ def collectives(communication: CommunicationAnswer) -> Chart:
         table=None,
         legend=(
             ("communication", "exposed: the caller stands in it"),
-            ("overlapped", "overlapped: hidden behind work"),
+            ("overlapped", "overlapped: the caller does other work"),
         ),
         note=f"The {len(rows)} of {len(communication.rows)} with the most exposed time."
         if len(rows) < len(communication.rows)
         else "",
     )
+
+
+def _group(row: CollectiveRow) -> str:
+    return f"{row.group} ({row.group_size} ranks)" if row.group_size else f"{row.group} group"

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agprof.model.trace_answers import CriticalSegment, KernelRow, TraceLane, TraceTimeline
-from agprof_reports import page, run, trace, trace_tables
+from agprof_reports import page, run, tables, trace, trace_tables
 from agprof_reports.charts import trace_timeline
+from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.trace_time import PARTS, STEP_BARS, device_steps, device_time, parts_of
 from sample_answers import sample_answers
 from sample_trace_answers import (
@@ -144,6 +145,27 @@ def test_unmatched_collectives_show_a_dash_and_not_zero():
     unknown = dict(zip(labels, rows[1], strict=True))
     for label in ("size of a call", "transfer", "wait", "algorithm bandwidth", "bus bandwidth", "group"):
         assert unknown[label] in ("–", unknown[label]) and str(getattr(unknown[label], "text", unknown[label])) == "–"
+
+
+def test_callers_and_devices_are_told_apart_where_both_communicate():
+    def lines(answers):
+        return [line for s in page.build(answers).sections if s.key == "communication" for _, line in s.lines]
+
+    assert any("Device trace" in line for line in lines(with_trace()))
+    assert not any("Device trace" in line for line in lines(sample_answers()))
+    assert not any(
+        "Device trace" in line for line in lines(replace(with_trace(), trace=without_device(sample_trace())))
+    )
+
+
+def test_a_group_of_unknown_size_has_a_dash():
+    answers = sample_answers()
+    row = replace(answers.communication.rows[0], group="unknown", group_size=0)
+    table = tables.collectives([row])
+    cell = table.rows[0][[column.label for column in table.columns].index("ranks")]
+    assert str(getattr(cell, "text", cell)) == "–"
+    chart = collectives(replace(answers.communication, rows=(row,)))
+    assert all("unknown group, issued" in text for trace_ in chart.spec["data"] for text in trace_["customdata"])
 
 
 def test_no_straggler_is_named_where_none_is():
