@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import Device
-from agprof.model.format import percent
+from agprof.analysis.trace_activities import NONE, Device
+from agprof.model.format import format_value, percent
 from agprof.model.trace_answers import TraceQuality
 from agprof.model.trace_tables import GpuKind
 from agprof.store.traces import RankTrace
 
 _MAX_NOTES = 20
 _NOTE_LENGTH = 500
+_LONG_GAP_NS = 3_600 * 10**9
+"""A device that does nothing for so long inside a trace is less likely than a damaged time."""
 
 
 def quality_row(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFrame | None) -> TraceQuality:
@@ -54,6 +57,18 @@ def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFr
     late = int((device.known & (device.launched_at() > device.start)).sum())
     if late:
         yield f"{late:,} activities begin before their launch call does: host and device clocks differ a little."
+    if twice := _twice(device):
+        yield (
+            f"{twice:,} activities stand in the trace more than once (same name, times and correlation): counts and "
+            "sums by name hold them as often."
+        )
+    busy = device.busy
+    longest = int((busy.start[1:] - busy.end[:-1]).max(initial=0))
+    if longest > _LONG_GAP_NS:
+        yield (
+            f"The device does nothing for {format_value(longest, 'ns')} in one piece: a time in the trace may be "
+            "damaged, and the window and its idle time with it."
+        )
     other = trace.tables["gpu"].filter(pl.col("kind") == int(GpuKind.OTHER)).select(pl.len()).collect().item()
     if other:
         yield f"{other:,} device rows are of a category that agprof does not know; they do not count as busy."
@@ -61,6 +76,13 @@ def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFr
         yield f"The rank drives {device.devices} devices; they are taken together: busy means that any of them is."
     if calls is not None and calls.height and not calls["bytes"].count():
         yield "The trace records no sizes of collectives: bandwidth is not available."
+
+
+def _twice(device: Device) -> int:
+    """Activities that are the one before them once more; no device runs one launch's kernel twice at one time."""
+    rows = (device.start, device.end, device.name, device.correlation)
+    again = np.logical_and.reduce([row[1:] == row[:-1] for row in rows])
+    return int((again & (device.end > device.start)[1:] & (device.correlation[1:] != NONE)).sum())
 
 
 def quality_sentence(rows: Sequence[TraceQuality], world: int | None) -> str:

@@ -126,6 +126,20 @@ def test_long_names_are_cut_and_hostile_ones_kept_as_text() -> None:
     assert names[1] == "<script>alert(1)</script>"
 
 
+def test_what_stands_in_a_trace_twice_is_said() -> None:
+    build = TraceBuilder().launch("a", 0, 10, 5, correlation=1).gpu("a", 10, 5, correlation=1)
+    build.gpu("b", 10, 5, correlation=2, stream=8).gpu("c", 20, 0, correlation=3).gpu("c", 20, 0, correlation=3)
+    said = " ".join(_answer(build).quality[0].notes)
+    assert "1 activities stand in the trace more than once" in said
+
+
+@pytest.mark.parametrize(("later_s", "said"), [(3_599, False), (3_601, True)])
+def test_a_time_that_is_hardly_possible_is_said(later_s: int, said: bool) -> None:
+    build = TraceBuilder().launch("a", 0, 10, 5, correlation=1)
+    build.launch("b", 20, 15 + later_s * 10**9, 5, correlation=2)
+    assert any("may be damaged" in note for note in _answer(build).quality[0].notes) == said
+
+
 def test_quality_is_said() -> None:
     build = TraceBuilder().launch("a", 0, 10, 5, correlation=1).gpu("b", 50, 5, correlation=7)
     build.gpu("mystery", 0, 500, kind=GpuKind.OTHER)
