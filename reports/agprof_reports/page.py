@@ -165,8 +165,8 @@ def _step_bar(answers: RunAnswers) -> _VerdictBar:
 
 
 def _device_bar(answers: RunAnswers) -> _VerdictBar | None:
-    """The mean window of the devices: an imported run is judged by it."""
-    windows = answers.trace.windows if answers.trace is not None else ()
+    """The mean step of the devices, or the mean window where no step is marked: an imported run is judged by it."""
+    windows = answers.trace.steps or answers.trace.windows if answers.trace is not None else ()
     if answers.identity.status != "imported" or not windows:
         return None
     parts = [parts_of(row) for row in windows]

@@ -58,8 +58,11 @@ def _ranks(answers: RunAnswers) -> str:
 
 
 def _device(answers: RunAnswers) -> list[str]:
-    """Where the devices' time goes, over all ranks, when a trace tells: `device: compute 36 %, ..., idle 42 %`."""
-    windows = answers.trace.windows if answers.trace is not None else ()
+    """Where the devices' time goes, over all ranks, when a trace tells: `device: compute 36 %, ..., idle 42 %`.
+
+    Of the marked steps, where there are any, as verdict and cards.
+    """
+    windows = answers.trace.steps or answers.trace.windows if answers.trace is not None else ()
     whole = sum(row.window_ns for row in windows)
     if not whole:
         return []

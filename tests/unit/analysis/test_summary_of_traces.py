@@ -1,6 +1,7 @@
 """The terminal's lines with a device trace: one more, that fits and adds up."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,15 @@ def test_its_shares_add_up():
     shares = re.findall(r"([\d.]+) %", device_line(terminal_lines(with_trace(), 200)))
     assert len(shares) == 4
     assert sum(map(float, shares)) == pytest.approx(100, abs=1.5)
+
+
+def test_it_speaks_of_the_same_time_as_the_cards():
+    """The whole window may hold what the device still did for a step before the trace."""
+    answers = with_trace()
+    earlier = tuple(replace(row, compute_ns=9 * row.compute_ns) for row in answers.trace.windows)
+    other = replace(answers, trace=replace(answers.trace, windows=earlier))
+    assert answers.trace.steps
+    assert device_line(terminal_lines(other, 200)) == device_line(terminal_lines(answers, 200))
 
 
 def test_without_a_trace_there_is_none():

@@ -435,8 +435,8 @@ def test_a_verdict_on_the_device_has_a_colour_and_a_word(bound_by, colour, word)
 
 def test_the_verdict_on_an_import_stands_over_the_devices_time():
     built = page.build(imported(with_trace()))
-    windows = with_trace().trace.windows
-    mean_ms = sum(row.window_ns for row in windows) / len(windows) / 1e6
+    steps = with_trace().trace.steps
+    mean_ms = sum(row.window_ns for row in steps) / len(steps) / 1e6
     assert sum(value for _, value in built.step_bar.parts) == pytest.approx(mean_ms)
     assert [name for name, _ in built.step_bar_legend] == [name for name, _ in built.step_bar.parts]
     assert [name for name, _ in page.build(with_trace()).step_bar.parts][:2] == ["data", "forward"]
