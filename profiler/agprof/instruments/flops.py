@@ -115,18 +115,15 @@ class _Session:
         self._finish = finish
         self._step = recorder.step
         self._totals = Totals(torch)
-        self._watch = ModuleWatch(recorder.clock)
+        self._watch = ModuleWatch(recorder)
         self._counter: Any = None
         self._checkpoint: Any = sys.modules.get("torch.utils.checkpoint")
         self._checkpoint_function: Any = None
         self._handle: Any = None
-        self._depth = 0
-        """Spans that were open when the forward began."""
         self._over = False
 
     def start(self) -> None:
         """Runs inside the target's pre-hooks: what is registered there now misses the call in progress."""
-        self._depth = self._recorder.depth()
         try:
             self._watch.attach(self._target)
             self._start_counter()
@@ -192,9 +189,6 @@ class _Session:
         recorder = self._recorder
         for row in rows(self._step, self._target, self._counter.own_flops, self._watch):
             recorder.writer.append("modules", row)
-        names = {id(module): path or type(module).__name__ for path, module in self._target.named_modules()}
-        for call in self._watch.each_call:
-            recorder.add("module", names.get(call.module, "?"), call.start_ns, call.end_ns, self._depth + call.depth)
         recorder.fact("compute.profiler", self._counter.name)
         recorder.fact("compute.forward_flops", self._totals.forward)
         recorder.fact("compute.backward_flops", self._totals.backward)

@@ -1,54 +1,51 @@
 """The module tree of one profiled forward, as rows of the table `modules`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-MAX_KEPT_CALLS = 20_000
-"""Calls that are kept one by one: a module called for each token of a long loop must not fill the memory."""
+from agprof.instruments.recorder import Recorder, Span
 
-
-class Call(NamedTuple):
-    """One call of a module's forward."""
-
-    module: int
-    """Its `id`."""
-    start_ns: int
-    end_ns: int
-    depth: int
-    """Modules in progress around it."""
+MAX_SPANS = 20_000
+"""Calls that become spans: a module called for each token of a long loop must not fill the run folder."""
 
 
 class ModuleWatch:
-    """Counts and times the calls of every module, through hooks of its own."""
+    """Counts and times the calls of every module, through hooks of its own; each is a span of category `module`."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
-        self._stack: list[tuple[Any, int]] = []
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._stack: list[tuple[Any, int, Span | None]] = []
+        self._names: dict[int, str] = {}
+        self._spans = 0
         self.calls: dict[int, int] = {}
         self.duration_ns: dict[int, int] = {}
-        self.each_call: list[Call] = []
-        """In the order in which they ended, up to MAX_KEPT_CALLS."""
         self._handles: list[Any] = []
 
     def attach(self, root: Any) -> None:
-        for module in root.modules():
+        for path, module in root.named_modules():
+            self._names[id(module)] = path or type(module).__name__
             self._handles.append(module.register_forward_pre_hook(self.enter))
             self._handles.append(module.register_forward_hook(self.leave))
 
     def enter(self, module: Any, _inputs: Any) -> None:
-        self._stack.append((module, self._clock()))
+        self._spans += 1
+        name = self._names.get(id(module), type(module).__name__)
+        span = self._recorder.open("module", name) if self._spans <= MAX_SPANS else None
+        self._stack.append((module, self._recorder.clock(), span))
 
     def leave(self, module: Any, _inputs: Any, _output: Any) -> None:
-        now = self._clock()
+        now = self._recorder.clock()
         while self._stack:
-            inner, start = self._stack.pop()
+            inner, start, span = self._stack.pop()
             if inner is module:
                 key = id(module)
                 self.calls[key] = self.calls.get(key, 0) + 1
                 self.duration_ns[key] = self.duration_ns.get(key, 0) + now - start
-                if len(self.each_call) < MAX_KEPT_CALLS:
-                    self.each_call.append(Call(key, start, now, len(self._stack)))
+                if span is not None:
+                    self._recorder.close(span)
                 return
+            if span is not None:
+                self._recorder.discard(span)
 
     @property
     def current(self) -> Any:
@@ -56,6 +53,10 @@ class ModuleWatch:
         return self._stack[-1][0] if self._stack else None
 
     def remove(self) -> None:
+        while self._stack:  # a forward that raised
+            span = self._stack.pop()[2]
+            if span is not None:
+                self._recorder.discard(span)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -176,27 +176,6 @@ class Recorder:
                 callback(span.name, now)
         return now
 
-    def add(self, category: str, name: str, start_ns: int, end_ns: int, depth: int) -> None:
-        """Record a span of the calling thread that is over already."""
-        thread = self._thread
-        self._span_rows(
-            (
-                next(self._numbers),
-                self.step,
-                self.micro_step,
-                category,
-                name,
-                start_ns,
-                end_ns,
-                thread.ident,
-                depth,
-            )
-        )
-
-    def depth(self) -> int:
-        """Open spans of the calling thread."""
-        return len(self._thread.spans)
-
     def discard(self, span: Span) -> None:
         """Forget `span` and whatever is open inside it: its end was not seen."""
         spans = self._thread.spans
