@@ -29,6 +29,8 @@ OPERATIONS = {
     "_reduce_oop": "reduce",
 }
 """What PyTorch calls a collective in a trace, and what agprof does; others keep their name."""
+MOST_ELEMENTS, MOST_RANKS = 2**38, 2**20
+"""More than any collective has; so bytes of all ranks (up to 16 per element) fit 64 bits."""
 
 
 def gpu_columns(
@@ -95,12 +97,18 @@ def comm_columns(args: list[Args], starts: Int64s) -> Columns:
         "external_id": external_ids(args),
         "op": [OPERATIONS.get(a.collective or "", a.collective) for a in args],
         "group": [group_name(a) for a in args],
-        "group_size": int_column([a.group_size for a in args]),
+        "group_size": _counts([a.group_size for a in args], MOST_RANKS),
         "dtype": [a.dtype for a in args],
-        "elements_in": int_column([a.elements_in for a in args]),
-        "elements_out": int_column([a.elements_out for a in args]),
+        "elements_in": _counts([a.elements_in for a in args], MOST_ELEMENTS),
+        "elements_out": _counts([a.elements_out for a in args], MOST_ELEMENTS),
         "sequence": int_column([a.comm_sequence for a in args]),
     }
+
+
+def _counts(values: list[int], most: int) -> Int64s:
+    """Numbers of elements or ranks; NOTHING where one is negative or larger than can be true."""
+    column = int_column(values)
+    return np.where((column >= 0) & (column <= most), column, NOTHING)
 
 
 def memory_columns(args: list[MemoryArgs], times: Int64s) -> Columns:

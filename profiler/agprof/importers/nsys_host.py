@@ -20,6 +20,7 @@ _PLAIN_DOMAINS = ("", "agprof", "NCCL", "PyTorch")
 _EMITTED = r", (?:seq|op_id) = -?\d+"
 """What torch.autograd.profiler.emit_nvtx writes behind an operator's name."""
 _REST = r"(?s), (?:seq|op_id|sizes|input_op_ids) = .*$"
+_MOST_BYTES, _MOST_RANKS = 2**42, 2**20
 _OPERATOR = r"^(?:autograd::.*|[A-Za-z_][\w]*(?:::[\w.]+)*)$"
 
 
@@ -165,9 +166,12 @@ def _collectives(export: Export, targets: Targets) -> None:
         schema_overrides={"group_size": pl.Int64},
     )
     rows = _on_threads(_with_launches(export, rows.join(sizes, on="communicator", how="left")))
-    size, n = pl.col("bytes"), pl.col("group_size")
+    # A size or a number of ranks that can't be true is none; so what they make fits 64 bits.
+    size = pl.when(pl.col("bytes").is_between(0, _MOST_BYTES)).then("bytes")
+    n = pl.when(pl.col("group_size").is_between(1, _MOST_RANKS)).then("group_size")
     prepared = rows.with_columns(
         group=pl.col("communicator").cast(pl.String),
+        group_size=n,
         # NCCL annotates bytes, not elements: an element here is a byte.
         dtype=pl.when(size.is_not_null()).then(pl.lit("Byte")),
         elements_in=pl.when(pl.col("op") == "reduce_scatter").then(size * n).otherwise(size),

@@ -227,6 +227,17 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path, word: str) -> None:
     assert found[0].left_out == {"no time": 1, "no duration": 1}
 
 
+@pytest.mark.parametrize("elements", [-5, 9 * 10**18, 2**62])
+def test_sizes_of_collectives_that_cannot_be_are_none(tmp_path: Path, elements: int) -> None:
+    """A negative or overflowing number of elements once gave -813,000 TiB a call."""
+    args = {"Collective name": "_allgather_base", "In msg nelems": elements, "Out msg nelems": elements,
+            "Group size": 10**18, "dtype": "Float"}  # fmt: skip
+    found = read(tmp_path / "t", kineto_text([kernel(1.0, 10.0, **args)]).encode())
+    assert found is not None
+    table = only_trace(tmp_path / "t" / "run").table("comm_args")
+    assert table.select("elements_in", "elements_out", "group_size").row(0) == (None, None, None)
+
+
 def test_odd_types_cost_the_field_and_not_the_event(tmp_path: Path) -> None:
     odd = kernel(5, correlation="9", stream=[1], device={"a": 1}, bytes=1.0) | {"pid": None, "tid": 1.5}
     found = read(tmp_path, kineto_text([odd, op(7) | {"args": 5}, op(8) | {"args": None}]).encode())
