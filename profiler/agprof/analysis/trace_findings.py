@@ -57,9 +57,11 @@ def _host_bound(trace: TraceAnswer, shares: Shares) -> Finding | None:
 def _exposed_communication(trace: TraceAnswer, shares: Shares) -> Finding | None:
     if shares.share("communication") < 0.05:
         return None
-    rows = trace.steps or trace.windows
-    free = sum(row.compute_ns - row.overlapped_communication_ns for row in rows)
-    possible = min(shares.parts_ns["communication"], max(0, free))
+    # Per step: compute of one can't hide the communication of another.
+    possible = sum(
+        min(row.exposed_communication_ns, row.compute_ns - row.overlapped_communication_ns)
+        for row in trace.steps or trace.windows
+    )
     top = trace.collectives[0] if trace.collectives else None
     most = f" Most of it: {top.op.replace('_', '-')} ({top.library}), {top.count:,} calls." if top is not None else ""
     return Finding(

@@ -118,6 +118,17 @@ def test_kernels_that_may_communicate_are_a_finding() -> None:
     assert finding.saving_ns_per_step is None
 
 
+def test_compute_of_one_rank_hides_no_communication_of_another() -> None:
+    name = "ncclDevKernel_AllReduce_Sum_f32"
+    talks = TraceBuilder(rank=0, world_size=2).gpu(name, 0, 90 * MS).gpu("gemm", 90 * MS, 10 * MS)
+    computes = TraceBuilder(rank=1, world_size=2).gpu(name, 0, 10 * MS).gpu("gemm", 10 * MS, 90 * MS)
+    answer = analyse_traces({0: talks.build(), 1: computes.build()})
+    assert answer is not None
+    (finding,) = (each for each in trace_findings(answer) if each.key == "trace-exposed-communication")
+    assert finding.saving_ns_per_step is not None
+    assert finding.saving_ns_per_step.value == (10 + 10) * MS / 2
+
+
 def test_a_straggler_comes_first() -> None:
     traces = {}
     for rank in range(4):
