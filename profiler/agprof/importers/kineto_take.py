@@ -1,5 +1,7 @@
 """Decoded events get their times and are handed to the rows: fast where doubles are exact, else as decimals."""
 
+import sys
+import sys
 from collections import Counter as Count
 from collections.abc import Sequence
 from decimal import Decimal
@@ -14,8 +16,8 @@ from agprof.importers.kineto_time import array_ns, exact_ns
 
 MEMORY = "[memory]"
 Dated = TypeVar("Dated", Complete, Instant, kinds.Counter)
-_MOST = 1e300
-"""Larger samples of counters are no numbers that anybody measured."""
+_MOST = sys.float_info.max
+"""The largest sample of a counter that a table can hold."""
 _NEED_ORDER = {kinds.Begin, kinds.End}
 
 
@@ -107,12 +109,14 @@ class Exact:
 
 def _samples(rows: Rows, events: Sequence[kinds.Counter], times: Sequence[int]) -> None:
     """Every number that a counter event holds, under the event's name and its own."""
-    samples = [
-        (key if key == event.name else f"{event.name}: {key}", time, float(value))
+    numbers = [
+        (key if key == event.name else f"{event.name}: {key}", time, value)
         for event, time in zip(events, times, strict=True)
         for key, value in (event.args or {}).items()
-        if isinstance(value, int | Decimal | float) and not isinstance(value, bool) and -_MOST < value < _MOST
+        if isinstance(value, int | Decimal | float) and not isinstance(value, bool)
     ]
+    samples = [(name, time, float(value)) for name, time, value in numbers if -_MOST <= value <= _MOST]
+    rows.left_out["impossible sample"] += len(numbers) - len(samples)
     at = np.array([time for _, time, _ in samples], np.int64)
     rows.counters([name for name, _, _ in samples], at, [value for _, _, value in samples])
 
