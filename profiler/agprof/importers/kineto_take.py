@@ -1,7 +1,6 @@
 """Decoded events get their times and are handed to the rows: fast where doubles are exact, else as decimals."""
 
 import sys
-import sys
 from collections import Counter as Count
 from collections.abc import Sequence
 from decimal import Decimal

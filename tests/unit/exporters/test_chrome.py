@@ -112,6 +112,15 @@ def test_spans_come_back_with_name_start_and_duration_to_the_nanosecond(
 
 @FEW
 @given(trace=TRACE, rows=ROWS_AT_A_TIME)
+@example(
+    trace={
+        "gpu": [],
+        "cpu": [{"start_ns": 0, "duration_ns": 0, "kind": 0, "thread": 0, "text": "a"}],
+        "memory_events": [],
+        "counters": [{"time_ns": 0, "text": "c", "value": value} for value in (1.7976931348623157e308, -1e300, 5e-324)],
+    },
+    rows=1,
+)
 def test_a_device_trace_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, trace: dict[str, list[dict[str, Any]]], rows: int
 ) -> None:
@@ -129,7 +138,7 @@ def test_a_device_trace_comes_back_as_it_was(
             assert before.sort(before.columns).equals(after.sort(after.columns)), table
         texts = run.traces[0].names()
         assert {again.names()[n] for t in ("gpu", "cpu") for n in again.table(t)["name"]} <= set(texts.values())
-        launches = {row["correlation"] for row in cpu if row["kind"] in (CpuKind.RUNTIME, CpuKind.DRIVER)} - {None}
+        launches = {row.get("correlation") for row in cpu if row["kind"] in (CpuKind.RUNTIME, CpuKind.DRIVER)} - {None}
         work = [row["correlation"] for row in gpu if row["kind"] <= 3 and row["correlation"] is not None]
         assert sum(event["ph"] == "s" for event in events) == len(launches & set(work))
         assert sum(event["ph"] == "f" for event in events) == sum(number in launches for number in work)

@@ -214,7 +214,8 @@ def test_counters_too_large_to_be_true_are_not_sampled(tmp_path: Path) -> None:
     events = [{"ph": "C", "name": "c", "ts": n, "args": {"v": value}} for n, value in enumerate([1, 10**400, -2.5])]
     text = json.dumps([*events, kernel(1)])
     for whole in (text, text.replace('"ts": 2,', '"ts": "2",')):
-        assert read(tmp_path, whole.encode()) is not None
+        found = read(tmp_path, whole.encode())
+        assert found is not None and found[0].left_out == {"impossible sample": 1}
         assert only_trace(tmp_path / "run").table("counters", "value").rows() == [(1.0,), (-2.5,)]
 
 
