@@ -18,6 +18,7 @@ from agprof.exporters.pace import Pace
 from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
 from agprof.exporters.tracks import Process, Scene, Tracks
 from agprof.exporters.tracks_run import host_process
+from agprof.exporters.whole import whole
 from agprof.model.version import __version__
 from agprof.store import layout
 from agprof.store.reader import Run
@@ -38,23 +39,23 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     ranks = numbers(run, "rank")
     files = [folder / FILE]
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    with GzipParts(folder / FILE) as whole:
-        whole.text(_head(_metadata(run, base_ns) | {"agprof": {"version": __version__, "merged_ranks": len(ranks)}}))
+    with whole(folder / FILE) as place, GzipParts(place) as merged:
+        merged.text(_head(_metadata(run, base_ns) | {"agprof": {"version": __version__, "merged_ranks": len(ranks)}}))
         for rank in ranks:
             files.append(folder / FOLDER / f"{layout.rank_stem(rank)}.json.gz")
-            with GzipParts(files[-1]) as own:
+            with whole(files[-1]) as own_place, GzipParts(own_place) as own:
                 own.text(_head(_metadata(run, base_ns) | _of_rank(run, rank, len(ranks), on_wall)))
                 for scene in rank_scenes(run, rank, on_wall, tracks):
                     for lines, derived in _pieces(scene, base_ns):
-                        _write_lines(lines, (whole,) if derived else (whole, own))
+                        _write_lines(lines, (merged,) if derived else (merged, own))
                         pace.add(lines.len())
-                _write_lines(_names(tracks, rank), (whole, own))
+                _write_lines(_names(tracks, rank), (merged, own))
                 own.text(_tail(host_process(rank, on_wall, tracks)))
         for scene in node_scenes(run, on_wall, tracks):
             for lines, _ in _pieces(scene, base_ns):
-                _write_lines(lines, (whole,))
-        _write_lines(_names(tracks, None), (whole,))
-        whole.text(_tail(next(iter(tracks.processes.values()), None)))
+                _write_lines(lines, (merged,))
+        _write_lines(_names(tracks, None), (merged,))
+        merged.text(_tail(next(iter(tracks.processes.values()), None)))
     for sentence in tracks.sentences():
         say(sentence)
     return files

@@ -33,11 +33,10 @@ def part(plain: bytes) -> Part:
 
 
 class GzipParts:
-    """One gzip file, written part by part. Use it as a context: the file is whole after its end."""
+    """One gzip file, written part by part. Use it as a context: the file is complete after its end."""
 
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
-        self.path = path
         self._file = path.open("wb")
         self._file.write(_HEADER)
         self._checksum = 0
@@ -60,8 +59,7 @@ class GzipParts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the file; one that broke off is removed."""
+        """End the file. One that broke off has no end, so that no reader takes it for a complete one."""
         with self._file:
-            self._file.write(_LAST_BLOCK + struct.pack("<II", self._checksum, self._length % 2**32))
-        if kind is not None:
-            self.path.unlink(missing_ok=True)
+            if kind is None:
+                self._file.write(_LAST_BLOCK + struct.pack("<II", self._checksum, self._length % 2**32))

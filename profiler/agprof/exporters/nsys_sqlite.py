@@ -21,6 +21,7 @@ from agprof.exporters.nsys_cupti import add_device_rows
 from agprof.exporters.nsys_tables import ENUMS, TABLES, TABLES_WE_FILL, Names
 from agprof.exporters.nvtxt import Say
 from agprof.exporters.pace import Pace
+from agprof.exporters.whole import whole
 from agprof.model.version import __version__
 from agprof.store.reader import Run
 
@@ -83,16 +84,11 @@ def _connect(file: Path) -> sqlite3.Connection:
 @contextmanager
 def _replacing(file: Path) -> Iterator[sqlite3.Connection]:
     """A database that takes its name only when it is whole. SQLite's own errors of a full disk become OSError."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.unlink(missing_ok=True)
     try:
-        with closing(_connect(partial)) as database, database:
+        with whole(file) as place, closing(_connect(place)) as database, database:
             yield database
-        partial.replace(file)
     except sqlite3.OperationalError as error:
         raise OSError(f"{file.name}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _describe(database: sqlite3.Connection, epoch: int) -> None:

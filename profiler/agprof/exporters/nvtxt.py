@@ -5,8 +5,7 @@ domains, categories or payloads survive; a quote can't be escaped; times pass th
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -16,6 +15,7 @@ import polars as pl
 from agprof.errors import TraceError
 from agprof.exporters.lanes import Lane, Process, borders, colour, epoch_ns, processes
 from agprof.exporters.pace import Pace
+from agprof.exporters.whole import whole
 from agprof.model.version import __version__
 from agprof.store.reader import Run
 
@@ -67,7 +67,7 @@ def write(run: Run, file: Path, say: Say, *, epoch: int | None = None, only: int
     epoch = epoch_ns(run) if epoch is None else epoch
     written = Written(epoch)
     pace = Pace(say, f"{file.name}: lines written:")
-    with replacing(file) as out:
+    with whole(file) as place, place.open("w", encoding="utf-8", newline="\n", buffering=2**20) as out:
         title = text(f"{run.path.name}, times since {epoch} ns")
         out.write(_HEADER.format(version=__version__, epoch_ns=epoch, title=title))
         for process in processes(run, trace=only is None):
@@ -85,18 +85,6 @@ def text(name: str) -> str:
     name = _BREAKS_LINE.sub(" ", name).replace('"', "'")
     name = name.encode("utf-8", "replace").decode("utf-8")
     return name + " " if name.endswith("\\") else name
-
-
-@contextmanager
-def replacing(file: Path) -> Iterator[IO[str]]:
-    """A text file that takes its name only when it is whole."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n", buffering=2**20) as out:
-            yield out
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_process(out: IO[str], process: Process, written: Written, pace: Pace) -> None:

@@ -11,6 +11,7 @@ import polars as pl
 
 from agprof.exporters.clocks import Clocks, clocks
 from agprof.exporters.pace import Pace
+from agprof.exporters.whole import whole
 from agprof.model.tables import SCHEMA_VERSION, TABLES, Table
 from agprof.model.trace_tables import CPU, GPU, TRACE_TABLES, TRACE_VERSION, CpuKind, GpuKind
 from agprof.model.version import __version__
@@ -45,18 +46,14 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
 
 def _write(frame: pl.LazyFrame, path: Path, table: Table, version: int) -> None:
     """Stream a frame into a file that appears when it is whole."""
-    part = path.with_name(path.name + ".part")
     metadata = {
         "agprof.version": __version__,
         "agprof.schema_version": str(version),
         "agprof.table": table.name,
         "agprof.doc": table.doc,
     }
-    try:
-        frame.sink_parquet(part, compression="zstd", metadata=metadata)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as place:
+        frame.sink_parquet(place, compression="zstd", metadata=metadata)
 
 
 def _run_table(run: Run, table: Table, on_wall: Clocks) -> pl.LazyFrame:

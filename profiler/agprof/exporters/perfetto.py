@@ -14,6 +14,7 @@ from agprof.exporters.perfetto_packets import EventType
 from agprof.exporters.protobuf import varint, varints
 from agprof.exporters.scenes import chunks, node_scenes, numbers, rank_scenes, slice_chunks
 from agprof.exporters.tracks import Scene, Slices, Tracks
+from agprof.exporters.whole import whole
 from agprof.store.reader import Run
 
 FILE = "trace.perfetto-trace"
@@ -27,19 +28,15 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     on_wall, tracks = clocks(run.streams), Tracks()
     base_ns = first_ns(run, on_wall)
     path = folder / FILE
-    try:
-        with path.open("wb") as file:
-            pace = Pace(say, "perfetto: slices written:")
-            writer = _Writer(file, tracks, pace, origin_ns=min(0, base_ns))
-            file.write(packets.first(base_ns - writer.origin_ns))
-            for rank in numbers(run, "rank"):
-                for scene in rank_scenes(run, rank, on_wall, tracks):
-                    writer.scene(scene)
-            for scene in node_scenes(run, on_wall, tracks):
+    with whole(path) as place, place.open("wb") as file:
+        pace = Pace(say, "perfetto: slices written:")
+        writer = _Writer(file, tracks, pace, origin_ns=min(0, base_ns))
+        file.write(packets.first(base_ns - writer.origin_ns))
+        for rank in numbers(run, "rank"):
+            for scene in rank_scenes(run, rank, on_wall, tracks):
                 writer.scene(scene)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        for scene in node_scenes(run, on_wall, tracks):
+            writer.scene(scene)
     for sentence in tracks.sentences():
         say(sentence)
     return [path]

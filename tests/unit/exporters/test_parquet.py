@@ -23,7 +23,7 @@ def test_every_table_is_a_file_with_all_its_rows_and_columns(tmp_path: Path) -> 
         assert written.drop("wall", strict=False).equals(run.tables[table.name])
         metadata = pl.read_parquet_metadata(file)
         assert metadata["agprof.schema_version"] == str(SCHEMA_VERSION) and metadata["agprof.table"] == table.name
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_wall_time_is_that_of_each_node_s_clock_to_the_nanosecond(tmp_path: Path) -> None:
