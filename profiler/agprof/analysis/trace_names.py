@@ -6,7 +6,7 @@ tell kernels that communicate from those that compute. Definitions: docs/trace-a
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 LIBRARIES: tuple[tuple[str, str], ...] = (
     # library, pattern that its kernels' names match anywhere; the first match counts
@@ -56,18 +56,6 @@ _NO_SYNC = re.compile(r"Async")
 DATA = re.compile(r"dataloader|data_loader|data[ _](wait|load|fetch)|next_?batch|get_?batch|fetch_?data", re.IGNORECASE)
 """Ranges in which the host waits for a batch."""
 GRAPH_LAUNCH = re.compile(r"^(cuda|hip|cu)GraphLaunch")
-
-
-@dataclass(frozen=True, slots=True)
-class NameTable:
-    """The texts of a trace's ids, and what the names of its kernels say."""
-
-    text: Mapping[int, str]
-    library: Mapping[int, str] = field(default_factory=dict)
-    """Id of every communication kernel's name -> its library."""
-
-    def communication(self) -> tuple[int, ...]:
-        return tuple(self.library)
 
 
 @dataclass(frozen=True, slots=True)
