@@ -146,8 +146,9 @@ def _analyse_rank(trace: RankTrace, known: Communication, origin: int) -> _RankP
 
 
 def _time(trace: RankTrace, device: Device, origin: int) -> tuple[TraceBreakdown, tuple[TraceBreakdown, ...]]:
-    parts = parts_of(device, host_waits(trace, device))
-    window, steps = breakdowns(trace.rank, parts, device_steps(device, host_steps(trace)), origin)
+    on_device = device_steps(device, host_steps(trace))
+    parts = parts_of(device, host_waits(trace, device), on_device)
+    window, steps = breakdowns(trace.rank, parts, on_device, origin)
     return window, tuple(steps)
 
 

@@ -29,8 +29,11 @@ class Parts:
     idle_by_cause: dict[IdleCause, Disjoint]
 
 
-def parts_of(device: Device, waits: HostWaits) -> Parts:
-    """The parts of the window from the first activity's begin to the last one's end."""
+def parts_of(device: Device, waits: HostWaits, steps: list[DeviceStep]) -> Parts:
+    """The parts of the window from the first activity's begin to the last one's end.
+
+    Idle time is known from the first step's begin on, where that comes before the window.
+    """
     start, end = int(device.start[0]), int(device.end.max())
     kernels = together(device.by_class[COMPUTE], device.by_class[COMMUNICATION])
     with_copies = together(kernels, device.by_class[MEMCPY])
@@ -43,7 +46,7 @@ def parts_of(device: Device, waits: HostWaits) -> Parts:
         kernels=kernels,
         with_copies=with_copies,
         busy=busy,
-        idle_by_cause=idle_by_cause(device, waits, gaps(busy, start, end)),
+        idle_by_cause=idle_by_cause(device, waits, gaps(busy, min([start, *(step.start for step in steps)]), end)),
     )
 
 

@@ -81,8 +81,9 @@ def device_steps(device: Device, steps: list[HostStep]) -> list[DeviceStep]:
 
     So the wait for a step's first kernel belongs to that step, work that the device has not done when the host goes on
     counts where it was launched, and steps never overlap. Work whose launch is not known was launched before the trace
-    where it begins before all work whose launch is known; else it moves no border. Where no launch is known at all the
-    host's borders are the device's.
+    where it begins before all work whose launch is known; else it moves no border. A step before which nothing was
+    launched begins with the host's, so that its wait for the first kernel counts too. Where no launch is known at all
+    the host's borders are the device's.
     """
     if not steps:
         return []
@@ -95,8 +96,11 @@ def device_steps(device: Device, steps: list[HostStep]) -> list[DeviceStep]:
         done = np.maximum.accumulate(ended[order])
         before = np.searchsorted(launched[order], borders, side="left")
         earlier = _end_of_earlier_work(device)
-        borders = np.where(before == 0, earlier, np.maximum(done[np.maximum(before - 1, 0)], earlier))
-    borders = np.clip(borders, begin, last)
+        nothing_yet = np.minimum(borders, begin) if device.known[0] else earlier
+        borders = np.where(before == 0, nothing_yet, np.maximum(done[np.maximum(before - 1, 0)], earlier))
+        borders = np.minimum(borders, last)
+    else:
+        borders = np.clip(borders, begin, last)
     pairs = zip(steps, borders[::2], borders[1::2], strict=True)
     return [DeviceStep(step.number, int(start), int(end)) for step, start, end in pairs if end > start]
 

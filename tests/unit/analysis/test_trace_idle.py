@@ -135,8 +135,20 @@ def test_steps_on_the_device_follow_their_launches() -> None:
     answer = analyse_traces({0: build.build()})
     assert answer is not None
     rows = [(row.step, row.start_ns, row.window_ns, row.compute_ns, row.idle_ns) for row in answer.steps]
-    assert rows == [(5, 50, 180, 180, 0), (6, 230, 200, 180, 20), (7, 430, 200, 180, 20)]
-    assert sum(row.window_ns for row in answer.steps) == answer.windows[0].window_ns
+    assert rows == [(5, 0, 230, 180, 50), (6, 230, 200, 180, 20), (7, 430, 200, 180, 20)]
+    # The first step's wait for its first kernel is not in the window, which begins with that kernel.
+    assert answer.steps[0].idle_by_cause_ns["launch"] == 12
+    assert sum(row.window_ns for row in answer.steps) == answer.windows[0].window_ns + 50
+
+
+def test_a_step_that_hardly_uses_the_device_is_not_bound_by_it() -> None:
+    """One kernel of 2 ns at the end of a step of 1,000 ns, which waits for its launch nearly all the time."""
+    build = TraceBuilder().cpu("ProfilerStep#1", 0, 1000, kind=CpuKind.ANNOTATION)
+    answer = analyse_traces({0: build.launch("triton_add", 990, 995, 2, correlation=1).build()})
+    assert answer is not None
+    (row,) = answer.steps
+    assert (row.window_ns, row.compute_ns, row.idle_by_cause_ns["launch"]) == (997, 2, 992)
+    assert answer.windows[0].window_ns == 2
 
 
 def test_work_launched_before_the_trace_belongs_to_no_step() -> None:

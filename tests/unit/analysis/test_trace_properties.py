@@ -69,9 +69,13 @@ def test_parts_add_up_to_the_window(trace: RankTrace) -> None:
     window = answer.windows[0]
     end = (busy["start_ns"] + busy["duration_ns"]).max()
     assert window.window_ns == end - busy["start_ns"].min()
-    # Steps are parts of the window, one after the other.
+    # Steps are parts of the window, one after the other; the first may wait for the device's first activity.
     edges = [(row.start_ns, row.start_ns + row.window_ns) for row in answer.steps]
-    assert all(window.start_ns <= start < end <= window.start_ns + window.window_ns for start, end in edges)
+    assert all(start < end <= window.start_ns + window.window_ns for start, end in edges)
+    before_window = [row for row in answer.steps if row.start_ns < window.start_ns]
+    for row in before_window:
+        busy_ns = row.window_ns - row.idle_ns
+        assert busy_ns <= max(0, row.start_ns + row.window_ns - window.start_ns)
     assert all(before[1] <= after[0] for before, after in pairwise(edges))
     # Every table of sums holds all activities' time.
     total = int(busy["duration_ns"].sum())
