@@ -1,11 +1,15 @@
 """What device traces say about what a run is bound by."""
 
+from collections import Counter
+
 from agprof.analysis.trace_sentences import CAUSE_WORDS
 from agprof.analysis.trace_shares import PARTS, Shares, shares_of, short_name, waiting
 from agprof.model.answers import Finding, Verdict
 from agprof.model.format import format_value, percent
 from agprof.model.trace_answers import TraceAnswer
 
+FEWEST_STEPS = 6
+"""Of one rank: fewer give a first impression only, however many ranks there are."""
 _NEXT = {
     "compute": "Look in the table of kernels for what takes most, and whether it runs in the precision you mean.",
     "communication": "Look in the table of collectives for what waits, and for calls that nothing hides.",
@@ -109,7 +113,11 @@ def _evidence(trace: TraceAnswer, shares: Shares, largest: str, findings: tuple[
 
 
 def _confidence(trace: TraceAnswer, shares: Shares) -> str:
-    many = "" if shares.units == 1 else "s"
-    count = f"{shares.units:,} step{many} of a rank" if shares.unit == "step" else f"{shares.units:,} window{many}"
-    few = "; so few steps give a first impression only" if shares.unit == "step" and shares.units < 6 else ""
+    ranks = len(trace.windows)
+    where = f"{ranks:,} rank{'' if ranks == 1 else 's'}"
+    if shares.unit == "window":
+        return f"Measured on the device over the whole window of {where}. {trace.quality_sentence}"
+    steps = max(Counter(row.rank for row in trace.steps).values())
+    few = "; so few steps give a first impression only" if steps < FEWEST_STEPS else ""
+    count = f"{steps:,} step{'' if steps == 1 else 's'} of {where}"
     return f"Measured on the device over {count}{few}. {trace.quality_sentence}"

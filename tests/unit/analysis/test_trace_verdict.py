@@ -118,6 +118,17 @@ def test_kernels_that_may_communicate_are_a_finding() -> None:
     assert finding.saving_ns_per_step is None
 
 
+def test_many_ranks_make_one_step_no_more_than_one() -> None:
+    traces = {}
+    for rank in range(8):
+        build = TraceBuilder(rank=rank, world_size=8).cpu("ProfilerStep#1", 0, 10 * MS, kind=CpuKind.ANNOTATION)
+        traces[rank] = build.launch("gemm", 10, 20, 5 * MS, correlation=1).build()
+    answer = analyse_traces(traces)
+    assert answer is not None
+    said = _verdict(answer).confidence_sentence
+    assert said.startswith("Measured on the device over 1 step of 8 ranks; so few steps give a first impression only.")
+
+
 def test_compute_of_one_rank_hides_no_communication_of_another() -> None:
     name = "ncclDevKernel_AllReduce_Sum_f32"
     talks = TraceBuilder(rank=0, world_size=2).gpu(name, 0, 90 * MS).gpu("gemm", 90 * MS, 10 * MS)
