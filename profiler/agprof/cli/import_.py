@@ -40,7 +40,7 @@ def import_(
 
     console = Console(highlight=False)
     plain = plain or is_plain(console)
-    name = name or run_name(files)
+    name = run_name(files) if name is None else check_name(name)
     run = read_files(
         files,
         out.absolute() if out is not None else default_folder(name, DEFAULT_OUT.absolute()),
@@ -52,6 +52,16 @@ def import_(
     )
     answers = write_report(run, console, plain=plain)
     print_summary(answers, run, console)
+
+
+def check_name(name: str) -> str:
+    """The name, under the rule for every run. Raises ConfigError."""
+    from agprof.config.workload import run_name_problem
+    from agprof.errors import ConfigError
+
+    if problem := run_name_problem(name):
+        raise ConfigError(f"--name {name[:200]!r}: {problem}")
+    return name
 
 
 def parse_communication(given: list[str]) -> dict[str, str]:

@@ -95,10 +95,15 @@ def _check_arg_name(value: str) -> str:
     return _checked(value, arg_name_problem(value))
 
 
+def run_name_problem(value: str) -> str | None:
+    """The rule that the name of a run breaks, or None."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
+        return None
+    return "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit: the run's folder carries it"
+
+
 def _check_name(value: str) -> str:
-    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value)
-    rule = "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit: the run's folder carries it"
-    return _checked(value, None if good else rule)
+    return _checked(value, run_name_problem(value))
 
 
 def _check_module(value: str) -> str:

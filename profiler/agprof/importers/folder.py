@@ -83,9 +83,9 @@ def import_files(
     library -> regular expression. `max_bytes`: see `archives.Budget`. Raises TraceError when a file can't be used, and
     StoreError when the folder can't be written.
     """
-    if out.exists():
-        raise StoreError(f"{out} exists already; name another folder with --out, or remove it")
     try:
+        if out.exists():
+            raise StoreError(f"{out} exists already; name another folder with --out, or remove it")
         with _half_finished(out) as (half, scratch):
             work = _Import(
                 scratch=scratch,

@@ -15,7 +15,7 @@ def run_name(files: Sequence[Path]) -> str:
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
     safe = "".join(char if char.isalnum() or char in "-_." else "-" for char in name).strip(".-")
-    return safe[:80] or "imported"
+    return safe.encode()[:80].decode(errors="ignore") or "imported"
 
 
 def default_folder(name: str, base: Path) -> Path:

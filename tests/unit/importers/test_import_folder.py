@@ -414,6 +414,7 @@ def test_names_of_runs() -> None:
     assert run_name([Path("/runs/tuesday/rank0.json"), Path("/runs/tuesday/rank1.json")]) == "tuesday"
     assert run_name([Path("<script>.json")]) == "script"
     assert run_name([Path("/a/...json")]) == "imported"
+    assert len(run_name([Path("\u8ffd" * 84)]).encode()) <= 80
 
 
 def test_claims_keep_their_order() -> None:
