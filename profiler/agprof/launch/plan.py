@@ -148,6 +148,7 @@ def plan_launch(
         master_port=master_port,
         sampler_argv=_sampler(workload, run_dir, python),
         nsys=_nsys(workload, nsys),
+        shortfall=_absent_ranks(workload, ranks),
         notes=tuple(notes),
     )
 
@@ -232,6 +233,18 @@ def _path_with(python: str, env: Mapping[str, str]) -> str:
     # don't trust each other's logs, and each rebuilds every op that the other built.
     folder = str(Path(python).parent)
     return ":".join([folder, *(entry for entry in env.get("PATH", "").split(":") if entry and entry != folder)])
+
+
+def _absent_ranks(workload: Workload, ranks: int) -> tuple[str, ...]:
+    """What is to be captured of ranks that the run does not have."""
+    told = []
+    for key, section in (("kineto", workload.kineto), ("nsys", workload.nsys)):
+        asked = (section.ranks or []) if section is not None else []
+        absent = ", ".join(str(rank) for rank in asked if rank >= ranks)
+        if absent:
+            has = "rank 0 alone" if ranks == 1 else f"ranks 0 to {ranks - 1}"
+            told.append(f"{key}.ranks names {absent}, and the run has {has}: nothing is captured of others")
+    return tuple(told)
 
 
 def _nsys(workload: Workload, here: NsysHere | None) -> NsysRun | None:

@@ -50,9 +50,11 @@ def prepare(
         nsys=nsys,
     )
     if workload.nsys is not None and nsys is None:
-        plan = replace(plan, shortfall=(f"nsys was not found, and the ranks run without it: {HOW_TO_GET}",))
-        if build_ops:
-            say(f"note: {plan.shortfall[0]}")
+        missing = f"nsys was not found, and the ranks run without it: {HOW_TO_GET}"
+        plan = replace(plan, shortfall=(*plan.shortfall, missing))
+    if build_ops:
+        for note in plan.shortfall:
+            say(f"note: {note}")
     if workload.launch.bind_cores and not ops.has_program("numactl", plan.env):
         raise LaunchError("`launch.bind_cores` needs numactl on PATH; install the package numactl or leave it out")
     if not build_ops:

@@ -80,6 +80,15 @@ def test_without_nsys_on_the_machine_the_plan_is_that_of_a_run_without_it():
     assert told(made) is None
 
 
+@pytest.mark.parametrize("key", ["kineto", "nsys"])
+def test_ranks_that_the_run_does_not_have_are_said(key):
+    launch = {"launch": {"ranks_per_node": 2}}
+    assert plan({key: {"ranks": [0, 1]}, **launch}).shortfall == ()
+    (told_,) = plan({key: {"ranks": [1, 2, 7]}, **launch}).shortfall
+    assert told_ == f"{key}.ranks names 2, 7, and the run has ranks 0 to 1: nothing is captured of others"
+    assert "has rank 0 alone" in plan({key: {"ranks": [1]}}).shortfall[0]
+
+
 def test_what_an_outer_run_left_is_removed():
     made = plan({}, AGPROF_UNDER_NSYS="rank", AGPROF_NSYS_RUN="{}", AGPROF_NSYS_STARTED="/x")
     assert not [name for name in made.env if "NSYS" in name]
