@@ -178,6 +178,8 @@ class Page:
     next_step: str
     step_bar: Bar | None
     step_bar_unit: str
+    step_bar_title: str
+    """What the bar shows, for who does not see it."""
     step_bar_legend: tuple[tuple[str, str], ...]
     per: str
     """What savings count for: `a step`, or `a window` of a trace without steps."""

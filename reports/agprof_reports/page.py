@@ -60,7 +60,7 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
     identity, verdict, quality = answers.identity, answers.verdict, answers.quality
     groups = tables.group_steps(answers.time.steps)
     run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
-    bar, unit, legend = _device_bar(answers) or _step_bar(answers)
+    bar, unit, bar_title, legend = _device_bar(answers) or _step_bar(answers)
     return Page(
         title=identity.name,
         subtitle=identity.description,
@@ -77,6 +77,7 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         next_step=verdict.next_step,
         step_bar=bar,
         step_bar_unit=unit,
+        step_bar_title=bar_title,
         step_bar_legend=legend,
         per="a step" if answers.time.steady_steps or answers.trace is None else "a window",
         quality_sentence=quality.sentence,
@@ -150,18 +151,19 @@ def _many(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
-_VerdictBar = tuple[Bar | None, str, tuple[tuple[str, str], ...]]
-"""Bar, unit and the legend of its colours."""
+_VerdictBar = tuple[Bar | None, str, str, tuple[tuple[str, str], ...]]
+"""Bar, its unit, its title, the legend of its colours."""
 
 
 def _step_bar(answers: RunAnswers) -> _VerdictBar:
     """The mean step over all ranks as one bar."""
     ranks = answers.time.ranks
     if not ranks:
-        return None, "", ()
+        return None, "", "", ()
     means = {name: sum(rank.parts_ns.get(name, 0.0) for rank in ranks) / len(ranks) for name in PHASES}
     divisor, unit = scale([sum(means.values())], "ns")
-    return Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items())), unit, LEGEND
+    bar = Bar(label="", parts=tuple((name, value / divisor) for name, value in means.items()))
+    return bar, unit, "The mean steady step over all ranks, divided into its phases", LEGEND
 
 
 def _device_bar(answers: RunAnswers) -> _VerdictBar | None:
@@ -169,12 +171,12 @@ def _device_bar(answers: RunAnswers) -> _VerdictBar | None:
     windows = answers.trace.steps or answers.trace.windows if answers.trace is not None else ()
     if answers.identity.status != "imported" or not windows:
         return None
-    parts = [parts_of(row) for row in windows]
-    means = {name: sum(part.get(name, 0) for part in parts) / len(parts) for name in PARTS}
+    means = {name: sum(parts_of(row).get(name, 0) for row in windows) / len(windows) for name in PARTS}
     divisor, unit = scale([sum(means.values())], "ns")
-    there = {name: value for name, value in means.items() if value}
-    bar = Bar(label="", parts=tuple((name, value / divisor) for name, value in there.items()))
-    return bar, unit, tuple((name, PARTS[name]) for name in there)
+    there = [name for name, value in means.items() if value]
+    bar = Bar(label="", parts=tuple((name, means[name] / divisor) for name in there))
+    what = f"The mean {'window' if windows[0].step is None else 'step'} of the devices, divided into what they do"
+    return bar, unit, what, tuple((name, PARTS[name]) for name in there)
 
 
 def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:

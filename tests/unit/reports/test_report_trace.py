@@ -438,6 +438,7 @@ def test_the_verdict_on_an_import_stands_over_the_devices_time():
     steps = with_trace().trace.steps
     mean_ms = sum(row.window_ns for row in steps) / len(steps) / 1e6
     assert sum(value for _, value in built.step_bar.parts) == pytest.approx(mean_ms)
+    assert built.step_bar_title == "The mean step of the devices, divided into what they do"
     assert [name for name, _ in built.step_bar_legend] == [name for name, _ in built.step_bar.parts]
     assert [name for name, _ in page.build(with_trace()).step_bar.parts][:2] == ["data", "forward"]
 
