@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import polars as pl
 
-from agprof.analysis.trace_activities import NONE, Device
+from agprof.analysis.trace_activities import NONE, Device, among
 from agprof.model.format import format_value, percent
 from agprof.model.trace_answers import TraceQuality
 from agprof.model.trace_tables import GpuKind
@@ -57,6 +57,9 @@ def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFr
     late = int((device.known & (device.launched_at() > device.start)).sum())
     if late:
         yield f"{late:,} activities begin before their launch call does: host and device clocks differ a little."
+    nameless = [number for number, text in device.text.items() if not text.strip()]
+    if unnamed := int(among(device.name, nameless).sum()):
+        yield f"{unnamed:,} activities have no name: they count as compute where they are kernels."
     if twice := _twice(device):
         yield (
             f"{twice:,} activities stand in the trace more than once (same name, times and correlation): counts and "

@@ -126,6 +126,11 @@ def test_long_names_are_cut_and_hostile_ones_kept_as_text() -> None:
     assert names[1] == "<script>alert(1)</script>"
 
 
+def test_activities_without_a_name_are_said() -> None:
+    notes = _answer(TraceBuilder().gpu("", 0, 10).gpu("gemm", 10, 10)).quality[0].notes
+    assert any(note.startswith("1 activities have no name") for note in notes)
+
+
 def test_what_stands_in_a_trace_twice_is_said() -> None:
     build = TraceBuilder().launch("a", 0, 10, 5, correlation=1).gpu("a", 10, 5, correlation=1)
     build.gpu("b", 10, 5, correlation=2, stream=8).gpu("c", 20, 0, correlation=3).gpu("c", 20, 0, correlation=3)
