@@ -134,7 +134,7 @@ def _device_kind(kind: GpuKind, name: str, communication: Communication) -> RowK
 
 def _add_operators(amounts: Amounts, trace: RankTrace, steps: list[HostStep] | None, names: dict[int, str]) -> None:
     """Operators with their own time: without that of operators they call."""
-    rows = trace.table("cpu", "start_ns", "duration_ns", "kind", "name", "thread")
+    rows = trace.table("cpu", "start_ns", "duration_ns", "kind", "name", "thread", "external_id")
     # Traces of 2020 and 2021 call the step itself an operator.
     steps_too = [each for each, text in names.items() if text.startswith("ProfilerStep")]
     rows = rows.filter(pl.col("kind") == int(CpuKind.OP), ~pl.col("name").is_in(steps_too))
@@ -143,6 +143,8 @@ def _add_operators(amounts: Amounts, trace: RankTrace, steps: list[HostStep] | N
         starts = np.array([step.start for step in steps], dtype=np.int64)
         ends = np.array([step.end for step in steps], dtype=np.int64)
         rows = rows.filter(pl.Series(_within(rows["start_ns"].to_numpy(), starts, ends), dtype=pl.Boolean))
+    # Of operators with the same begin and end the outer one was numbered first; their order in the file says nothing.
+    rows = rows.sort("start_ns", "duration_ns", "external_id", descending=[False, True, False], maintain_order=True)
     for part in rows.partition_by("thread", maintain_order=True):
         start, name = part["start_ns"].to_numpy(), part["name"].to_numpy()
         end = start + part["duration_ns"].to_numpy()
