@@ -13,6 +13,8 @@ from agprof.store.traces import RankTrace
 
 _MAX_NOTES = 20
 _NOTE_LENGTH = 500
+_NO_NAME = "(no name)"
+"""What the reader of nsys' exports calls a kernel whose text is lost."""
 _LONG_GAP_NS = 3_600 * 10**9
 """A device that does nothing for so long inside a trace is less likely than a damaged time."""
 
@@ -57,9 +59,12 @@ def _notes(trace: RankTrace, device: Device | None, steps: int, calls: pl.DataFr
     late = int((device.known & (device.launched_at() > device.start)).sum())
     if late:
         yield f"{late:,} activities begin before their launch call does: host and device clocks differ a little."
-    nameless = [number for number, text in device.text.items() if not text.strip()]
+    nameless = [number for number, text in device.text.items() if text.strip() in ("", _NO_NAME)]
     if unnamed := int(among(device.name, nameless).sum()):
-        yield f"{unnamed:,} activities have no name: they count as compute where they are kernels."
+        yield (
+            f"{unnamed:,} activities have no name: whether kernels among them communicate is not known, and they count "
+            "as compute."
+        )
     if twice := _twice(device):
         yield (
             f"{twice:,} activities stand in the trace more than once (same name, times and correlation): counts and "

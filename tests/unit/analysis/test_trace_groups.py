@@ -126,8 +126,9 @@ def test_long_names_are_cut_and_hostile_ones_kept_as_text() -> None:
     assert names[1] == "<script>alert(1)</script>"
 
 
-def test_activities_without_a_name_are_said() -> None:
-    notes = _answer(TraceBuilder().gpu("", 0, 10).gpu("gemm", 10, 10)).quality[0].notes
+@pytest.mark.parametrize("name", ["", "(no name)"])
+def test_activities_without_a_name_are_said(name: str) -> None:
+    notes = _answer(TraceBuilder().gpu(name, 0, 10).gpu("gemm", 10, 10)).quality[0].notes
     assert any(note.startswith("1 activities have no name") for note in notes)
 
 
