@@ -263,6 +263,6 @@ def _whole(table: Table, frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
         return pl.LazyFrame(schema=schema)
     whole = pl.concat(frames)
     if "duration_ns" in schema:
-        return whole.sort("start_ns", "duration_ns", descending=[False, True])
+        return whole.sort("start_ns", "duration_ns", descending=[False, True], maintain_order=True)
     order = next((name for name in ("start_ns", "time_ns") if name in schema), None)
-    return whole if order is None else whole.sort(order)
+    return whole if order is None else whole.sort(order, maintain_order=True)
