@@ -25,13 +25,13 @@ from agprof.analysis.trace_idle import host_waits
 from agprof.analysis.trace_kernels import kernel_rows, kernel_sums, unclassified
 from agprof.analysis.trace_launches import launch_row
 from agprof.analysis.trace_memory import memory
-from agprof.analysis.trace_names import Communication
 from agprof.analysis.trace_quality import quality_row, quality_sentence
 from agprof.analysis.trace_sentences import path_sentence, time_sentence
 from agprof.analysis.trace_steps import device_steps, host_steps
 from agprof.analysis.trace_stragglers import stragglers, stragglers_sentence
 from agprof.analysis.trace_timeline import timeline
 from agprof.analysis.trace_window import Window, typical_of
+from agprof.model.communication_kernels import Communication
 from agprof.model.trace_answers import LaunchRow, TraceAnswer, TraceBreakdown, TraceQuality, TraceStraggler
 from agprof.store.traces import RankTrace
 

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from agprof.analysis.trace_intervals import NOTHING, Bools, Disjoint, Ints, together, union
-from agprof.analysis.trace_names import GRAPH_LAUNCH, Communication, synchronises
+from agprof.analysis.trace_names import GRAPH_LAUNCH, synchronises
+from agprof.model.communication_kernels import Communication
 from agprof.model.trace_answers import KernelClass
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace

@@ -12,7 +12,7 @@ import polars as pl
 
 from agprof.analysis.comm import bus_factor
 from agprof.analysis.trace_activities import COMMUNICATION, Device
-from agprof.analysis.trace_names import operation
+from agprof.model.communication_kernels import operation
 from agprof.model.format import format_value
 from agprof.model.trace_answers import TraceCollectiveRow
 from agprof.store.traces import RankTrace

@@ -25,13 +25,13 @@ from collections.abc import Callable
 import numpy as np
 
 from agprof.analysis.trace_host import IntArray
-from agprof.analysis.trace_names import Communication
 from agprof.analysis.trace_path_device import UNKNOWN, Device, device_activities
 from agprof.analysis.trace_path_host import LAUNCH, OPERATOR, Thread, host_threads
 from agprof.analysis.trace_path_slack import least_slack
 from agprof.analysis.trace_path_walk import CATEGORIES, Path, walk
 from agprof.analysis.trace_timeline import drawn_name
 from agprof.analysis.trace_window import Window, origin_ns, typical_window
+from agprof.model.communication_kernels import Communication
 from agprof.model.trace_answers import CriticalPath, CriticalSegment
 from agprof.model.trace_tables import GpuKind
 from agprof.store.traces import RankTrace

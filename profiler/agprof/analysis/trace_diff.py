@@ -9,10 +9,10 @@ import polars as pl
 
 from agprof.analysis.trace_host import IntArray, innermost_pieces
 from agprof.analysis.trace_likeness import match_names
-from agprof.analysis.trace_names import Communication
 from agprof.analysis.trace_path_device import BUSY, UNKNOWN
 from agprof.analysis.trace_steps import HostStep, host_steps
 from agprof.analysis.trace_window import Window, step_windows
+from agprof.model.communication_kernels import Communication
 from agprof.model.diff import DiffRow, DiffSide, Per, RowKind, RowState, TraceDiff
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace

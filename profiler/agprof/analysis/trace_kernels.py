@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from agprof.analysis.trace_activities import CLASSES, COMPUTE, Device
-from agprof.analysis.trace_names import hints_at_communication
+from agprof.model.communication_kernels import hints_at_communication
 from agprof.model.trace_answers import KernelRow
 
 MAX_ROWS = 2000

@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 
 from agprof.analysis.trace_host import BoolArray, IntArray, nesting
-from agprof.analysis.trace_names import Communication, synchronises
+from agprof.analysis.trace_names import synchronises
 from agprof.analysis.trace_window import Window, host_window, origin_ns, typical_window, whole_window
+from agprof.model.communication_kernels import Communication
 from agprof.model.trace_answers import TraceLane, TraceTimeline
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from agprof.analysis.trace_activities import load_device
-from agprof.analysis.trace_names import Communication
 from agprof.analysis.trace_steps import device_steps, host_steps
+from agprof.model.communication_kernels import Communication
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
 

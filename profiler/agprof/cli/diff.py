@@ -38,8 +38,8 @@ def diff(
     from rich.console import Console
 
     from agprof.analysis.trace_diff import diff_traces
-    from agprof.analysis.trace_names import Communication
     from agprof.errors import ConfigError
+    from agprof.model.communication_kernels import Communication
 
     errors = Console(stderr=True, highlight=False)
     with TemporaryDirectory(prefix="agprof-diff-") as scratch:

@@ -16,6 +16,7 @@ from agprof.importers.formats import REPORT_SUFFIXES, Format, detect, first_byte
 from agprof.importers.manifest import write_manifest
 from agprof.importers.ranks import Assigned, Claim, assign, rank_of_name
 from agprof.importers.trace_stream import write_stream
+from agprof.model.communication_kernels import Communication
 from agprof.store import layout
 from agprof.store.traces import RankTrace, read_traces
 
@@ -273,7 +274,7 @@ def _import_all(work: _Import, run: Path, name: str, communication: Mapping[str,
     read = read_traces(run, problems)
     if problems:
         raise TraceError(f"what was imported can't be read back: {problems[0]}")
-    work.notes += _write_streams(work, run, read)
+    work.notes += _write_streams(work, run, read, Communication.with_user(communication))
     write_manifest(
         run,
         name=name,
@@ -354,14 +355,16 @@ def _add_snapshots(work: _Import, snapshots: Sequence[Source], run: Path, ranks:
             torch_snapshot.import_alone(run, told, source.path, rank_source=rank_source, source=source.label)
 
 
-def _write_streams(work: _Import, run: Path, traces: Mapping[int, RankTrace]) -> list[str]:
+def _write_streams(
+    work: _Import, run: Path, traces: Mapping[int, RankTrace], communication: Communication
+) -> list[str]:
     hosts = list(dict.fromkeys(trace.meta.host for _, trace in sorted(traces.items())))
     sizes = [trace.meta.world_size for trace in traces.values() if trace.meta.world_size]
     notes: list[str] = []
     for rank, trace in sorted(traces.items()):
         work.tell(f"steps and phases of rank {rank}", 1.0)
         node = hosts.index(trace.meta.host)
-        notes += write_stream(run, trace, node=node, world_size=max(sizes, default=None))
+        notes += write_stream(run, trace, node=node, world_size=max(sizes, default=None), communication=communication)
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Collectives of a trace: from what it says of them, else from the names of NCCL's kernels.
+"""Collectives of a trace: from what it says of them, else from the names of communication kernels.
 
 Total bytes S are nccl-tests' (model.tables): all-gather n x input, reduce-scatter n x output, others the buffer.
 """
@@ -6,6 +6,7 @@ Total bytes S are nccl-tests' (model.tables): all-gather n x input, reduce-scatt
 import polars as pl
 
 from agprof.importers.trace_ranges import COLLECTIVE
+from agprof.model.communication_kernels import Communication, operation
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.traces import RankTrace
 
@@ -20,14 +21,11 @@ _ELEMENT_BYTES = {
     "double": 8, "long": 8, "float64": 8, "int64": 8, "complexfloat": 8,
 }  # fmt: skip
 _TOLD = ("op", "group", "group_size", "dtype", "elements_in", "elements_out")
-_KERNEL_OPERATIONS = {
-    "AllReduce": "all_reduce", "AllGather": "all_gather", "ReduceScatter": "reduce_scatter", "Broadcast": "broadcast",
-    "Reduce": "reduce", "SendRecv": "send_recv", "AllToAll": "all_to_all",
-}  # fmt: skip
-_KERNEL = r"^(?:nccl|rccl)(?:Dev)?Kernel_?(AllReduce|AllGather|ReduceScatter|Broadcast|SendRecv|AllToAll|Reduce)"
 
 
-def find_collectives(trace: RankTrace, names: pl.DataFrame, ranges: pl.DataFrame) -> pl.DataFrame:
+def find_collectives(
+    trace: RankTrace, names: pl.DataFrame, ranges: pl.DataFrame, communication: Communication
+) -> pl.DataFrame:
     """Columns of SCHEMA, in order of time; `ranges` are those of `trace_ranges.host_ranges`.
 
     A kernel's call is the host call that launched it; its end is the kernel's. Where the trace neither speaks of
@@ -41,7 +39,7 @@ def find_collectives(trace: RankTrace, names: pl.DataFrame, ranges: pl.DataFrame
     told = trace.table("comm_args").filter(pl.col("op") != "wait").with_columns(pl.col("group_size").fill_null(0))
     on_device = told.drop_nulls("correlation").unique("correlation", maintain_order=True)
     on_host = told.filter(pl.col("correlation").is_null())
-    kernels = _kernels(trace, names, on_device["correlation"])
+    kernels = _kernels(trace, on_device["correlation"], communication)
     known = kernels.join(on_device.select("correlation", *_TOLD), on="correlation", how="left").join(
         on_host.drop_nulls("external_id").unique("external_id", maintain_order=True).select("external_id", *_TOLD),
         on="external_id",
@@ -60,11 +58,9 @@ def find_collectives(trace: RankTrace, names: pl.DataFrame, ranges: pl.DataFrame
     return pl.concat([_finished(part) for part in parts]).sort("start_ns", maintain_order=True)
 
 
-def _kernels(trace: RankTrace, names: pl.DataFrame, spoken_of: pl.Series) -> pl.DataFrame:
-    """Communication kernels: those that the trace speaks of, and those that NCCL named."""
-    operation = pl.col("text").str.extract(_KERNEL)
-    op = operation.replace_strict(_KERNEL_OPERATIONS, default=None, return_dtype=pl.String)
-    known = names.select("name", named=op).drop_nulls("named")
+def _kernels(trace: RankTrace, spoken_of: pl.Series, communication: Communication) -> pl.DataFrame:
+    """Communication kernels: those that the trace speaks of, and those that are known by their names."""
+    known = _known_by_name(trace, communication)
     wanted = pl.col("name").is_in(known["name"].implode()) | pl.col("correlation").is_in(spoken_of.implode())
     end = pl.col("start_ns") + pl.col("duration_ns")
     return (
@@ -74,6 +70,15 @@ def _kernels(trace: RankTrace, names: pl.DataFrame, spoken_of: pl.Series) -> pl.
         .collect()
         .join(known, on="name", how="left", maintain_order="left")
     )
+
+
+def _known_by_name(trace: RankTrace, communication: Communication) -> pl.DataFrame:
+    """Columns `name`, `named`: the operation of every name that communication kernels have."""
+    is_kernel = pl.col("kind") == int(GpuKind.KERNEL)
+    used = trace.tables["gpu"].filter(is_kernel).select("name").unique().collect()
+    texts = used.join(trace.table("names").unique("name", maintain_order=True), on="name", how="inner")
+    rows = [(name, operation(text)) for name, text in texts.iter_rows() if communication.communicates(text)]
+    return pl.DataFrame(rows, schema={"name": pl.Int64, "named": pl.String}, orient="row")
 
 
 def _ranges(ranges: pl.DataFrame) -> pl.DataFrame:

@@ -16,6 +16,7 @@ from agprof.importers.trace_collectives import find_collectives
 from agprof.importers.trace_phases import find_phases
 from agprof.importers.trace_ranges import MICRO_STEP, RANGE, classified, host_ranges
 from agprof.importers.trace_steps import find_steps, step_in_progress
+from agprof.model.communication_kernels import Communication
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.model.version import __version__
 from agprof.store import layout
@@ -29,8 +30,14 @@ EPOCH_FROM_NS = 946_684_800 * 10**9
 _ROWS_PER_FLUSH = 50_000
 
 
-def write_stream(run: Path, trace: RankTrace, *, node: int, world_size: int | None) -> tuple[str, ...]:
-    """Write the stream of one rank from its trace tables. Notes on what was left out. Raises OSError."""
+def write_stream(
+    run: Path, trace: RankTrace, *, node: int, world_size: int | None, communication: Communication | None = None
+) -> tuple[str, ...]:
+    """Write the stream of one rank from its trace tables. Notes on what was left out. Raises OSError.
+
+    `communication`: how communication kernels are known by their names; left out: those that agprof knows.
+    """
+    communication = communication or Communication.with_user()
     names = classified(trace)
     ranges = host_ranges(trace, names)
     steps = find_steps(ranges)
@@ -51,7 +58,9 @@ def write_stream(run: Path, trace: RankTrace, *, node: int, world_size: int | No
                               for s, a, b in steps.select("step", "start_ns", "end_ns").iter_rows()))  # fmt: skip
     _append(writer, "micro_steps", ((s, m, a, b, None, None, None) for s, m, a, b in micro.iter_rows()))
     _append(writer, "spans", _spans(phases, own, steps, micro))
-    _append(writer, "collectives", _collectives(find_collectives(trace, names, ranges), phases, steps, micro))
+    _append(
+        writer, "collectives", _collectives(find_collectives(trace, names, ranges, communication), phases, steps, micro)
+    )
     _append(writer, "memory", _memory(trace, steps))
     _append(writer, "facts", ((time_ns, k, json.dumps(v)) for k, v in _facts(trace, names).items()))
     writer.close("imported")

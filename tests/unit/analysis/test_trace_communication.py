@@ -5,8 +5,8 @@ import re
 import pytest
 
 from agprof.analysis.trace import analyse_traces
-from agprof.analysis.trace_names import Communication, hints_at_communication, operation
 from agprof.analysis.trace_stragglers import tail
+from agprof.model.communication_kernels import Communication, hints_at_communication, operation
 from agprof.model.trace_answers import TraceAnswer
 from agprof.model.trace_tables import CpuKind, GpuKind
 from synthetic_trace import TraceBuilder

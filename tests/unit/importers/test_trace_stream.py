@@ -13,6 +13,7 @@ from agprof.analysis.parts import step_parts
 from agprof.importers.nesting import crossings
 from agprof.importers.trace_steps import find_steps, step_in_progress
 from agprof.importers.trace_stream import write_stream
+from agprof.model.communication_kernels import Communication
 from agprof.model.tables import PHASES
 from agprof.model.trace_tables import CpuKind, GpuKind
 from agprof.store.reader import Run, read_run
@@ -27,7 +28,11 @@ def host(name: str, start: int, end: int, kind: int = ANNOTATION, thread: int | 
 
 
 def stream_of(
-    tmp_path: Path, cpu: Sequence[Event] = (), meta: TraceMeta | None = None, **tables: Sequence[Event]
+    tmp_path: Path,
+    cpu: Sequence[Event] = (),
+    meta: TraceMeta | None = None,
+    communication: Communication | None = None,
+    **tables: Sequence[Event],
 ) -> Run:
     """The run of one rank whose trace has these rows."""
     (tmp_path / "ranks").mkdir(parents=True)
@@ -41,7 +46,7 @@ def stream_of(
             writer.append(table, values)
     writer.close()
     write_meta(tmp_path, 0, meta or TraceMeta(format="kineto", source="x.json", first_ns=0))
-    write_stream(tmp_path, read_traces(tmp_path)[0], node=0, world_size=None)
+    write_stream(tmp_path, read_traces(tmp_path)[0], node=0, world_size=None, communication=communication)
     return read_run(tmp_path)
 
 
@@ -280,6 +285,16 @@ def test_kernels_of_nccl_without_a_word_on_size_and_group(tmp_path: Path) -> Non
         ("all_reduce", "unknown", 0, None, 15, 20, 90),
         ("reduce_scatter", "unknown", 0, None, 95, 95, 99),
     ]
+
+
+def test_communication_beyond_nccl_and_the_users_own(tmp_path: Path) -> None:
+    """The same kernels as in the answers from the device trace."""
+    kernels = [gpu("void c10d::symmetric_memory::multimem_all_reduce_kernel<4>()", 0, 9, 1), gpu("mylib_ring", 9, 20, 2),
+               gpu("hipblasLt_gemm", 20, 30, 3)]  # fmt: skip
+    known = Communication.with_user({"mylib": "^mylib_"})
+    assert stream_of(tmp_path / "a", gpu=kernels).tables["collectives"]["op"].to_list() == ["all_reduce"]
+    run = stream_of(tmp_path / "b", gpu=kernels, communication=known)
+    assert run.tables["collectives"]["op"].to_list() == ["all_reduce", "other"]
 
 
 def test_collectives_of_the_host_alone(tmp_path: Path) -> None:
