@@ -289,8 +289,8 @@ def test_kernels_of_nccl_without_a_word_on_size_and_group(tmp_path: Path) -> Non
 
 def test_communication_beyond_nccl_and_the_users_own(tmp_path: Path) -> None:
     """The same kernels as in the answers from the device trace."""
-    kernels = [gpu("void c10d::symmetric_memory::multimem_all_reduce_kernel<4>()", 0, 9, 1), gpu("mylib_ring", 9, 20, 2),
-               gpu("hipblasLt_gemm", 20, 30, 3)]  # fmt: skip
+    names = ("void c10d::symmetric_memory::multimem_all_reduce_kernel<4>()", "mylib_ring", "hipblasLt_gemm")
+    kernels = [gpu(name, 10 * number, 10 * number + 9, number + 1) for number, name in enumerate(names)]
     known = Communication.with_user({"mylib": "^mylib_"})
     assert stream_of(tmp_path / "a", gpu=kernels).tables["collectives"]["op"].to_list() == ["all_reduce"]
     run = stream_of(tmp_path / "b", gpu=kernels, communication=known)
