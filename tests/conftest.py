@@ -3,6 +3,7 @@
 import ctypes.util
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def traces_dir() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell ignores it for what it starts in the background, and the jobs of the tests would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "system(package): needs a Debian package; skipped, and said so, without it")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
     config.addinivalue_line("markers", "slow: runs in CI only (environment CI=1), and says so elsewhere")
