@@ -53,9 +53,16 @@ def test_what_only_looks_like_communication(name: str) -> None:
     assert Communication.with_user().library(name) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["nccl" * 250_000, "x" * 5000 + "nccl_all_reduce", "all_reduce_" * 100_000, "\0<a>", ""]
-)
+LONG_NAMES = {
+    "nccl": "nccl" * 250_000,
+    "late": "x" * 5000 + "nccl_all_reduce",
+    "repeated": "all_reduce_" * 100_000,
+    "control": "\0<a>",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", LONG_NAMES.values(), ids=LONG_NAMES)
 def test_only_the_head_of_a_name_is_looked_at(name: str) -> None:
     """Names may be megabytes, and may be made to be slow to match."""
     for answer in (Communication.with_user().library, hints_at_communication, operation):
