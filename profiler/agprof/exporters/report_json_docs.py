@@ -7,7 +7,9 @@ import ast
 import inspect
 from collections.abc import Iterator
 
-from agprof.model import answers, trace_answers
+from agprof.model import answers, compute_answers, figure, memory_answers, trace_answers
+
+_MODULES = (answers, figure, compute_answers, memory_answers, trace_answers)
 
 _HEAD = f"""# report.json
 
@@ -34,7 +36,7 @@ print(answers.verdict.headline)
 
 def document() -> str:
     """The page as Markdown: the root first, then every type in the order in which it is met."""
-    module = ast.parse("\n".join(inspect.getsource(each) for each in (answers, trace_answers)))
+    module = ast.parse("\n".join(inspect.getsource(each) for each in _MODULES))
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     names = {**dict.fromkeys(classes), **_aliases(module)}
     ordered = list(_reachable("RunAnswers", classes))

@@ -8,42 +8,14 @@ documented in docs/report-json.md and change only with ANSWERS_VERSION.
 from dataclasses import dataclass
 from typing import Literal
 
+from agprof.model.compute_answers import ComputeAnswer
+from agprof.model.figure import Confidence, Curve, Figure, Kpi
+from agprof.model.memory_answers import MemoryAnswer
 from agprof.model.trace_answers import TraceAnswer
 
 ANSWERS_VERSION = 1
 
-Source = Literal["measured", "counted", "modelled", "declared"]
-Confidence = Literal["measured", "modelled", "rule of thumb"]
 Phase = Literal["data", "forward", "backward", "communication", "optimizer", "other"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One figure with everything needed to trust it."""
-
-    value: float | None
-    unit: str
-    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio, cores, W, °C, Hz."""
-    source: Source
-    n: int
-    """Observations behind it."""
-    low: float | None = None
-    """Lower end of the interval named in `method`."""
-    high: float | None = None
-    method: str = ""
-    """Formula, API and kind of interval, in one line."""
-    reason: str | None = None
-    """Why the value is None."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kpi:
-    """A figure for the row of cards: key (stable), label, figure, one short line under it."""
-
-    key: str
-    label: str
-    figure: Figure
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,70 +193,6 @@ class CommunicationAnswer:
     unseen: tuple[UnseenRow, ...]
     ledger_sentence: str
     """`The flight recorder confirms all 240 collectives.` or what is unseen, or why there is no ledger."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """A curve over time; x in ns since the run's first step began; y None where there is a gap."""
-
-    label: str
-    unit: str
-    x_ns: tuple[int, ...]
-    y: tuple[float | None, ...]
-    rank: int | None = None
-    node: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankMemory:
-    rank: int
-    peak: Figure
-    """Highest of what was seen: allocator on a GPU, resident set on a CPU."""
-    peak_at: str
-    """Phase border nearest the peak, as `the end of forward in step 3`."""
-    standing_bytes: float | None
-    """Median at the end of steady steps."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryAnswer:
-    sentence: str
-    kind: Literal["device", "host"]
-    peak: Figure
-    ranks: tuple[RankMemory, ...]
-    curves: tuple[Curve, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleRow:
-    """One module of the tree at the profile step; one micro-step."""
-
-    path: str
-    parent: str | None
-    depth: int
-    type: str
-    params: int
-    trainable_params: int
-    forward_flops: float | None
-    forward_ns: int | None
-    calls: int | None
-    flops_share: float | None
-    """Of the root."""
-    time_share: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeAnswer:
-    sentence: str
-    params: Figure
-    trainable_params: Figure
-    forward_flops_per_micro_step: Figure
-    flops_per_step: Figure
-    """Forward counted, backward modelled from what requires a gradient; see method."""
-    flops_per_second: Figure
-    """Per rank."""
-    modules: tuple[ModuleRow, ...]
-    profiled_step: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,7 +57,7 @@ STEPS = table(
     ("loss", "float?", "mean loss over the micro-steps"),
     ("samples", "int?", "samples of this rank"),
     ("tokens", "int?", "tokens of this rank"),
-    ("profiled", "bool", "an expensive instrument (flops profiler) ran in this step; left out of statistics"),
+    ("profiled", "bool", "an expensive instrument (FLOPs, memory) ran in this step; left out of statistics"),
 )
 
 MICRO_STEPS = table(
@@ -178,8 +178,10 @@ MEMORY = table(
 MODULES = table(
     "modules",
     "rank",
-    "The module tree at the profile step, one micro-step, forward only.",
+    "The module trees in the profile step, summed over its micro-steps. Written by one rank. `device time` is the time "
+    "of the operations themselves, without what Python does between them.",
     ("step", "int", "profiled optimizer step"),
+    ("root", "int", "which tree: number of the root module in the order of first calls, 0 for the first"),
     ("path", "str", "dotted path from the root, '' for the root"),
     ("parent", "str?", "path of the parent; None for the root"),
     ("depth", "int", "0 for the root"),
@@ -187,9 +189,112 @@ MODULES = table(
     ("order", "int", "position in the module tree, parents first"),
     ("params", "int", "own and descendants' parameters, shared ones once"),
     ("trainable_params", "int", "of them those that require a gradient"),
-    ("forward_flops", "float?", "multiply-adds x 2 of one forward, with descendants"),
-    ("forward_ns", "int?", "host time of one forward, with descendants, under the profiler"),
-    ("calls", "int?", "times its forward ran in the micro-step"),
+    ("calls", "int?", "times its forward ran outside backward"),
+    ("recomputed_calls", "int?", "times its forward ran again inside backward"),
+    ("forward_flops", "float?", "counted: multiply-adds x 2 executed outside backward, with descendants"),
+    ("backward_flops", "float?", "counted: executed in backward for it, without recomputation, with descendants"),
+    (
+        "recomputed_flops",
+        "float?",
+        "counted: executed again in backward, by activation checkpointing or inside an attention kernel",
+    ),
+    ("attention_flops", "float?", "of forward and backward: products of queries, scores and values"),
+    ("modelled_forward_flops", "float?", "from shapes: one product of each operation's operands"),
+    ("modelled_backward_flops", "float?", "from shapes: once more for each operand that requires a gradient"),
+    ("forward_bytes", "float?", "modelled: operands and results of the counted operations, each moved once"),
+    ("backward_bytes", "float?", "the same for backward, without recomputation"),
+    ("forward_ns", "int?", "device time outside backward, with descendants"),
+    ("backward_ns", "int?", "device time in backward, without recomputation"),
+    ("recomputed_ns", "int?", "device time of what is computed again in backward"),
+)
+
+OPERATIONS = table(
+    "operations",
+    "rank",
+    "The operations of the profile step by kind and element type, summed over its micro-steps. Written by one rank.",
+    ("step", "int", "profiled optimizer step"),
+    ("in_pass", "str", "forward | backward | recomputed | outside"),
+    ("kind", "str", "matmul | convolution | attention | other (counts no FLOPs)"),
+    ("dtype", "str?", "element type of the operands, as bfloat16"),
+    ("calls", "int", "operations"),
+    ("flops", "float", "multiply-adds x 2; 0 for other"),
+    ("bytes", "float?", "modelled: operands and results, each moved once"),
+    ("duration_ns", "int?", "device time"),
+)
+
+MEMORY_PARTS = table(
+    "memory_parts",
+    "rank",
+    "The memory account of a rank at certain moments: how many bytes each part holds. One row of part `total` per "
+    "moment and space is measured on its own; what the parts leave of it is unexplained.",
+    ("step", "int", "optimizer step"),
+    ("at", "str", "standing (between steps, before the profile step) | peak (the highest of the profile step) | oom"),
+    ("space", "str", "device | host: where these bytes are"),
+    (
+        "part",
+        "str",
+        "total | parameters | gradients | optimizer_states | master_weights | activations | temporary | buckets | "
+        "buffers | kv_cache | inputs | context | fragmentation",
+    ),
+    ("detail", "str", "what of it: trainable, frozen, exp_avg ...; empty when it is all"),
+    ("bytes", "int", "bytes"),
+    ("elements", "int?", "elements, where that means something"),
+    ("source", "str", "measured | modelled"),
+    ("method", "str", "how these bytes are known"),
+)
+
+ALLOCATIONS = table(
+    "allocations",
+    "rank",
+    "The largest tensors that were alive at a moment.",
+    ("step", "int", "optimizer step"),
+    ("at", "str", "peak | oom"),
+    ("space", "str", "device | host"),
+    ("part", "str", "part of the account that it belongs to"),
+    ("bytes", "int", "bytes of its storage"),
+    ("shape", "str", "as `2x128x768`"),
+    ("dtype", "str", "element type"),
+    ("operation", "str", "what made it: aten operation, or empty"),
+    ("module", "str", "path of the module in progress, or the parameter's name"),
+    ("phase", "str", "phase in progress when it was made"),
+    ("stack", "str", "Python frames, outermost first, one per line: `file:line function`; empty when not kept"),
+)
+
+MEMORY_CURVE = table(
+    "memory_curve",
+    "rank",
+    "Bytes of live tensors over the profile step, from their own account; thinned, keeping highest and lowest.",
+    ("step", "int", "optimizer step"),
+    ("time_ns", "int", "time"),
+    ("live_bytes", "int", "bytes of live tensors"),
+    ("phase", "str", "phase in progress"),
+    ("module", "str", "path of the module in progress, or empty"),
+)
+
+REPEATS = table(
+    "repeats",
+    "rank",
+    "Frozen modules that were given inputs they had been given before, over the steps after the profile step in which "
+    "this was looked at. Only outermost frozen modules are looked at.",
+    ("first_step", "int", "first optimizer step looked at"),
+    ("last_step", "int", "last"),
+    ("root", "int", "tree, as in `modules`"),
+    ("path", "str", "path of the module"),
+    ("calls", "int", "calls looked at"),
+    ("repeated_calls", "int", "of them with all tensor inputs equal to those of an earlier call"),
+    ("forward_flops_per_call", "float?", "counted in the profile step"),
+)
+
+READBACKS = table(
+    "readbacks",
+    "rank",
+    "Values that the host read back from tensors in the profile step (`.item()` and the like): on a GPU each waits for "
+    "the device.",
+    ("step", "int", "optimizer step"),
+    ("kind", "str", "item (one value) | copy (a tensor copied to the host)"),
+    ("place", "str", "innermost Python frame outside torch: `file:line function`"),
+    ("calls", "int", "times in the step"),
+    ("duration_ns", "int?", "time of the calls"),
 )
 
 MARKS = table(
@@ -312,8 +417,9 @@ SAMPLER_STATE = table(
 )
 
 TABLES: tuple[Table, ...] = (
-    STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, MARKS, FACTS,
-    FAULTS, COST, HOST_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
+    STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, OPERATIONS,
+    MEMORY_PARTS, ALLOCATIONS, MEMORY_CURVE, REPEATS, READBACKS, MARKS, FACTS, FAULTS, COST, HOST_SAMPLES,
+    PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
 )  # fmt: skip
 BY_NAME: dict[str, Table] = {table.name: table for table in TABLES}
 
