@@ -8,21 +8,13 @@ from agprof.model.answers import (
     ANSWERS_VERSION,
     CollectiveRow,
     CommunicationAnswer,
-    ComputeAnswer,
-    Curve,
-    Figure,
     Finding,
     Identity,
-    Kpi,
-    MemoryAnswer,
-    ModuleRow,
     Quality,
     RangeRow,
-    RankMemory,
     RankPhases,
     RankRow,
     RunAnswers,
-    Source,
     StepRow,
     SystemAnswer,
     TimeAnswer,
@@ -30,6 +22,9 @@ from agprof.model.answers import (
     UnseenRow,
     Verdict,
 )
+from agprof.model.compute_answers import ComputeAnswer, ModuleRow
+from agprof.model.figure import Curve, Figure, Kpi, Source
+from agprof.model.memory_answers import MemoryAnswer, RankMemory
 
 MS = 1_000_000
 MIB = 1 << 20

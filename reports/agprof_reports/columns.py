@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from agprof.model.answers import Figure, Source
+from agprof.model.figure import Figure, Source
 from agprof.model.format import DASH
 from agprof_reports.data import Cell, Column, Table
 from agprof_reports.figures import cell, tip

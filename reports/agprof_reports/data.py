@@ -7,7 +7,7 @@ labels already escaped for plotly, and colours by name (`$forward`), which the p
 from dataclasses import dataclass
 from typing import Any
 
-from agprof.model.answers import Confidence, Source
+from agprof.model.figure import Confidence, Source
 
 Spec = dict[str, Any]
 """A plotly figure as plain data: `data`, `layout`, and `variants` for a switch above the chart."""

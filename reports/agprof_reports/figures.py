@@ -1,6 +1,6 @@
 """Figures of the answers as cards and table cells: number, unit, interval, source and what stands behind them."""
 
-from agprof.model.answers import Figure, Kpi, Source
+from agprof.model.figure import Figure, Kpi, Source
 from agprof.model.format import DASH, format_interval
 from agprof_reports.data import Card, Cell, Shown
 from agprof_reports.text import amount, digits, rounded

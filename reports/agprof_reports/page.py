@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
 
-from agprof.model.answers import Figure, Finding, Kpi, RunAnswers
+from agprof.model.answers import Finding, RunAnswers
+from agprof.model.figure import Figure, Kpi
 from agprof.model.format import format_value
 from agprof_reports import rlhf, tables, trace
 from agprof_reports.charts.communication import collectives

@@ -1,6 +1,7 @@
 """The section on reinforcement learning from human feedback. Only runs that generate and train on it have one."""
 
-from agprof.model.answers import Figure, RlhfAnswer, RlhfFlaw, RlhfMetric
+from agprof.model.answers import RlhfAnswer, RlhfFlaw, RlhfMetric
+from agprof.model.figure import Figure
 from agprof_reports import tables
 from agprof_reports.charts.rlhf import iteration_bars
 from agprof_reports.data import Card, Cell, Column, Section, Table

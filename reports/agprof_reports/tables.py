@@ -7,10 +7,7 @@ from statistics import fmean, median
 
 from agprof.model.answers import (
     CollectiveRow,
-    Curve,
-    ModuleRow,
     RangeRow,
-    RankMemory,
     RankPhases,
     RankRow,
     RlhfAnswer,
@@ -19,6 +16,9 @@ from agprof.model.answers import (
     StepRow,
     UnseenRow,
 )
+from agprof.model.compute_answers import ModuleRow
+from agprof.model.figure import Curve
+from agprof.model.memory_answers import RankMemory
 from agprof_reports.columns import Field, evenly, table
 from agprof_reports.data import Cell, Table
 

@@ -9,7 +9,8 @@ from agprof.analysis.ledger import ledger
 from agprof.analysis.parts import collectives_in_flight
 from agprof.analysis.statistics import median_figure, nothing
 from agprof.analysis.view import View, mean_parts
-from agprof.model.answers import CollectiveRow, CommunicationAnswer, Figure
+from agprof.model.answers import CollectiveRow, CommunicationAnswer
+from agprof.model.figure import Figure
 from agprof.model.format import format_value, percent
 
 KIND = ["op", "group", "group_size", "bytes", "dtype", "caller"]

@@ -7,7 +7,8 @@ import polars as pl
 
 from agprof.analysis.statistics import nothing
 from agprof.analysis.view import View
-from agprof.model.answers import ComputeAnswer, Figure, ModuleRow
+from agprof.model.compute_answers import ComputeAnswer, ModuleRow
+from agprof.model.figure import Figure
 from agprof.model.format import format_value, percent
 
 _PROFILERS = {"deepspeed": "DeepSpeed's flops profiler", "torch": "torch's flop counter"}
@@ -27,7 +28,18 @@ def analyse_compute(view: View, step_time: Figure) -> ComputeAnswer:
         trainable_params=_count(view, root, "trainable_params", "model.trainable_params"),
         forward_flops_per_micro_step=forward,
         flops_per_step=flops,
+        executed_flops_per_step=nothing("FLOP", "not counted"),
         flops_per_second=rate,
+        ways=(),
+        dtype=None,
+        ceilings=(),
+        peak_hint="",
+        utilisation=(),
+        tokens_per_second=nothing("tokens/s", "not known"),
+        tokens_per_second_without_padding=nothing("tokens/s", "not known"),
+        operations=(),
+        roofline=(),
+        profiled_micro_steps=None,
         modules=tuple(_module(row, root) for row in tree),
         profiled_step=step,
     )
@@ -116,6 +128,16 @@ def _module(row: dict[str, Any], root: dict[str, Any] | None) -> ModuleRow:
     all_flops = _finite(root["forward_flops"]) if root else None
     all_ns = root["forward_ns"] if root else None
     return ModuleRow(
+        root=row["root"],
+        recomputed_calls=row["recomputed_calls"],
+        backward_flops=row["backward_flops"],
+        recomputed_flops=row["recomputed_flops"],
+        modelled_flops=None,
+        backward_ns=row["backward_ns"],
+        recomputed_ns=row["recomputed_ns"],
+        flops_per_second=None,
+        of_ceiling=None,
+        intensity=None,
         path=row["path"],
         parent=row["parent"],
         depth=row["depth"],

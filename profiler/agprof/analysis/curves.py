@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from agprof.model.answers import Curve
+from agprof.model.figure import Curve
 
 Points = Sequence[tuple[int, float | None]]
 

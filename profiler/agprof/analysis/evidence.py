@@ -6,7 +6,9 @@ from statistics import mean, median
 import polars as pl
 
 from agprof.analysis.view import View, mean_parts
-from agprof.model.answers import CommunicationAnswer, Figure, MemoryAnswer, TimeAnswer
+from agprof.model.answers import CommunicationAnswer, TimeAnswer
+from agprof.model.figure import Figure
+from agprof.model.memory_answers import MemoryAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,10 @@ from agprof.analysis.identity import imported_from
 from agprof.analysis.statistics import median_figure, nothing
 from agprof.analysis.trace_kpis import device_kpis
 from agprof.analysis.view import View
-from agprof.model.answers import CommunicationAnswer, ComputeAnswer, Figure, Kpi, MemoryAnswer, TimeAnswer
+from agprof.model.answers import CommunicationAnswer, TimeAnswer
+from agprof.model.compute_answers import ComputeAnswer
+from agprof.model.figure import Figure, Kpi
+from agprof.model.memory_answers import MemoryAnswer
 from agprof.model.trace_answers import TraceAnswer
 
 

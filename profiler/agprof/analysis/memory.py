@@ -8,8 +8,9 @@ import polars as pl
 from agprof.analysis.curves import curve
 from agprof.analysis.statistics import nothing
 from agprof.analysis.view import View
-from agprof.model.answers import Curve, Figure, MemoryAnswer, RankMemory
+from agprof.model.figure import Curve, Figure
 from agprof.model.format import format_value
+from agprof.model.memory_answers import MemoryAnswer, RankMemory
 
 MAX_POINTS = 2000
 Kind = Literal["device", "host"]
@@ -38,6 +39,13 @@ def analyse_memory(view: View) -> MemoryAnswer:
         peak=peak,
         ranks=ranks,
         curves=_curves(view, kind, table),
+        accounts=(),
+        account_hint="no account was made",
+        step_curves=(),
+        zero=(),
+        zero_sentence="",
+        allocations=(),
+        predictions=(),
     )
 
 

@@ -11,7 +11,8 @@ from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ran
 from agprof.analysis.statistics import nothing
 from agprof.analysis.system import longest_gap
 from agprof.analysis.view import View
-from agprof.model.answers import CommunicationAnswer, Figure, Kpi, Quality
+from agprof.model.answers import CommunicationAnswer, Quality
+from agprof.model.figure import Figure, Kpi
 from agprof.model.format import format_value
 
 

@@ -14,17 +14,8 @@ from agprof.analysis import rlhf_metrics as formulas
 from agprof.analysis.memory import memory_kind
 from agprof.analysis.statistics import median_figure, nothing
 from agprof.analysis.view import View
-from agprof.model.answers import (
-    Figure,
-    RlhfAnswer,
-    RlhfFlaw,
-    RlhfGeneration,
-    RlhfGroup,
-    RlhfMetric,
-    RlhfPart,
-    RlhfRank,
-    Source,
-)
+from agprof.model.answers import RlhfAnswer, RlhfFlaw, RlhfGeneration, RlhfGroup, RlhfMetric, RlhfPart, RlhfRank
+from agprof.model.figure import Figure, Source
 from agprof.model.format import format_value, percent
 
 PARTS = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from statistics import median
 
-from agprof.model.answers import Figure, Source
+from agprof.model.figure import Figure, Source
 
 _EXACT_UP_TO = 5000
 _MIN_FOR_INTERVAL = 6

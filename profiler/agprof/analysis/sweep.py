@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from agprof.analysis.statistics import nothing
-from agprof.model.answers import Figure, RunAnswers
+from agprof.model.answers import RunAnswers
+from agprof.model.figure import Figure
 from agprof.model.sweep import SweepRow, SweepRun, SweepTable
 
 SWEEP_VERSION = 1

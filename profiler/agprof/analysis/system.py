@@ -9,7 +9,8 @@ import polars as pl
 from agprof.analysis.curves import Points, curve, with_gaps
 from agprof.analysis.statistics import median_figure
 from agprof.analysis.view import View
-from agprof.model.answers import Curve, Kpi, SystemAnswer
+from agprof.model.answers import SystemAnswer
+from agprof.model.figure import Curve, Kpi
 from agprof.model.format import format_value, percent
 
 MAX_POINTS = 2000

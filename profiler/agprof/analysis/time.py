@@ -9,7 +9,8 @@ from agprof.analysis.intervals import union
 from agprof.analysis.statistics import median_figure
 from agprof.analysis.timeline import timeline
 from agprof.analysis.view import View, mean_parts
-from agprof.model.answers import Figure, RangeRow, RankPhases, StepRow, TimeAnswer
+from agprof.model.answers import RangeRow, RankPhases, StepRow, TimeAnswer
+from agprof.model.figure import Figure
 from agprof.model.format import format_figure, format_value, percent
 from agprof.model.tables import PHASES
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from agprof.analysis.evidence import saving
 from agprof.analysis.trace_shares import Shares, shares_of, short_name, waiting
-from agprof.model.answers import Figure, Finding
+from agprof.model.answers import Finding
+from agprof.model.figure import Figure
 from agprof.model.format import format_value, percent
 from agprof.model.trace_answers import TraceAnswer
 

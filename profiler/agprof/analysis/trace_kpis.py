@@ -1,7 +1,7 @@
 """The cards that come from device traces."""
 
 from agprof.analysis.trace_shares import Shares, shares_of
-from agprof.model.answers import Figure, Kpi
+from agprof.model.figure import Figure, Kpi
 from agprof.model.trace_answers import TraceAnswer
 
 

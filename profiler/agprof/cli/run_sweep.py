@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from agprof.config.load import LoadedWorkload
     from agprof.config.sweep import Variant
-    from agprof.model.answers import Figure, RunAnswers
+    from agprof.model.answers import RunAnswers
+    from agprof.model.figure import Figure
     from agprof.model.sweep import SweepRow, SweepRun, SweepTable
 
 SWEEP_JSON = "sweep.json"

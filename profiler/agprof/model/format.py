@@ -13,7 +13,7 @@
 import math
 from decimal import Decimal
 
-from agprof.model.answers import Figure
+from agprof.model.figure import Figure
 
 DASH = "–"
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from agprof.model.answers import Figure, RunAnswers
+from agprof.model.answers import RunAnswers
+from agprof.model.figure import Figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agprof.model.answers import ComputeAnswer, ModuleRow
+from agprof.model.compute_answers import ComputeAnswer, ModuleRow
 from agprof.model.format import format_value
 from agprof_reports import tables
 from agprof_reports.charts.pieces import short

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agprof.model.answers import Curve
+from agprof.model.figure import Curve
 from agprof_reports import tables
 from agprof_reports.charts.pieces import (
     DASHES,

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agprof.model.answers import MemoryAnswer, TimeAnswer
+from agprof.model.answers import TimeAnswer
+from agprof.model.memory_answers import MemoryAnswer
 from agprof_reports import tables
 from agprof_reports.charts.curves import curves_chart, kinds_of
 from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, rank_axis, seconds, short

@@ -8,7 +8,8 @@ or `customdata`, never from a template.
 import math
 from collections.abc import Iterable, Sequence
 
-from agprof.model.answers import Curve, TimeAnswer
+from agprof.model.answers import TimeAnswer
+from agprof.model.figure import Curve
 from agprof_reports.data import Spec
 from agprof_reports.tables import StepGroup
 

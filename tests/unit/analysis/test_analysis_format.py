@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agprof.model.answers import Figure
+from agprof.model.figure import Figure
 from agprof.model.format import DASH, format_figure, format_interval, format_value, percent, significant
 
 SCALED = st.sampled_from(["ns", "bytes", "bytes/s", "FLOP", "FLOP/s", "Hz"])

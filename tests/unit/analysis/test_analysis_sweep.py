@@ -4,7 +4,8 @@ import dataclasses
 
 from agprof.analysis.sweep import UNSEEN, tabulate, trainable_share
 from agprof.exporters import sweep_json
-from agprof.model.answers import Kpi, RunAnswers
+from agprof.model.answers import RunAnswers
+from agprof.model.figure import Kpi
 from agprof.model.sweep import SweepRun
 from sample_answers import figure, sample_answers
 

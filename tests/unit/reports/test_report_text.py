@@ -4,7 +4,7 @@ import doctest
 
 import pytest
 
-from agprof.model.answers import Figure
+from agprof.model.figure import Figure
 from agprof_reports import embed, figures, text
 
 
