@@ -134,6 +134,17 @@ class OomAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepPhase:
+    """A stretch of the profile step of one rank in which one phase was in progress: neighbouring rows of MEMORY_CURVE."""
+
+    rank: int
+    phase: str
+    begin_ns: int
+    """Since the step's begin, as x of `MemoryAnswer.step_curves`."""
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryAnswer:
     """How high each rank went, what held it, and what the formulas say."""
 
@@ -152,5 +163,7 @@ class MemoryAnswer:
     zero_sentence: str
     allocations: tuple[AllocationRow, ...]
     predictions: tuple[Prediction, ...]
+    step_phases: tuple[StepPhase, ...] = ()
+    """Phases behind `step_curves`, in order of rank and time; empty when not known."""
     oom: OomAnswer | None = None
     """None when memory did not run out."""
