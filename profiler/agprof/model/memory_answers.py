@@ -135,7 +135,7 @@ class OomAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPhase:
-    """A stretch of the profile step of one rank in which one phase was in progress: neighbouring rows of MEMORY_CURVE."""
+    """A stretch of the profile step of one rank in which one phase was in progress."""
 
     rank: int
     phase: str
