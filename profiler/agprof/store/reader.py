@@ -10,6 +10,8 @@ from typing import Any
 import polars as pl
 
 from agprof.errors import StoreError
+from agprof.model.plan_answers import PlanAnswer
+from agprof.model.plan_json import plan_from_dict
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Scope, Table, Type
 from agprof.store import layout
 from agprof.store.frames import Rows, StreamFollower, unread_bytes
@@ -53,6 +55,8 @@ class Run:
     """What could not be read, in sentences."""
     traces: Mapping[int, RankTrace] = field(default_factory=dict)
     """Device traces by rank; {} when there are none."""
+    plan: PlanAnswer | None = None
+    """plan.json: what `agprof plan` said of the job; None when it was not asked."""
 
 
 def schema(table: Table) -> dict[str, type[pl.DataType]]:
@@ -89,8 +93,20 @@ def read_run(path: Path) -> Run:
         streams=tuple(streams),
         tables={table.name: _concatenate(table, parts[table.name]) for table in TABLES},
         traces=read_traces(path, problems),
+        plan=_read_plan(path / layout.PLAN, problems),
         problems=tuple(problems),
     )
+
+
+def _read_plan(path: Path, problems: list[str]) -> PlanAnswer | None:
+    value = _read_json(path, problems)
+    if value is None:
+        return None
+    try:
+        return plan_from_dict(value)
+    except ValueError as error:
+        problems.append(f"{path.name} can't be used: {error}")
+        return None
 
 
 def _concatenate(table: Table, frames: list[pl.DataFrame]) -> pl.DataFrame:

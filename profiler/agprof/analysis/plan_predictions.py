@@ -1,0 +1,131 @@
+"""The plan of a job beside what its run measured."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby, product
+from math import comb, prod
+
+from agprof.model.compute_answers import ComputeAnswer, FlopsWay
+from agprof.model.memory_answers import MemoryAccount, Prediction
+from agprof.model.plan_answers import MicroStepPlan, PlanAnswer
+
+MAX_MIXES = 10_000
+_STANDING_PARTS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "master_weights": "master weights",
+    "optimizer_states": "optimizer states",
+    "activations": "activations and temporary tensors",
+    "buckets": "communication buckets",
+}
+_MEASURED_AS = {"temporary": "activations"}
+"""Parts of an account that a plan does not tell apart."""
+
+
+def predict(
+    plan: PlanAnswer, compute: ComputeAnswer | None, accounts: Sequence[MemoryAccount]
+) -> tuple[Prediction, ...]:
+    """Rows for the report: parameters, FLOPs of the profile step of rank 0, and memory at the highest peak of a rank.
+
+    On a CPU the plan's device is the host, so both of a rank's spaces are added up on either side.
+    """
+    return tuple(_predictions(plan, compute, accounts))
+
+
+def _predictions(
+    plan: PlanAnswer, compute: ComputeAnswer | None, accounts: Sequence[MemoryAccount]
+) -> Iterator[Prediction]:
+    if compute is not None:
+        yield _row("parameters", "1", plan.model.params, compute.params.value)
+        yield _row("trained parameters", "1", plan.model.trainable_params, compute.trainable_params.value)
+        counted = next((way for way in compute.ways if way.way == "counted" and way.scope == "step"), None)
+        if counted is not None:
+            yield from _flops(plan, counted)
+    yield from _memory(plan, accounts)
+
+
+def _row(label: str, unit: str, predicted: float, measured: float | None, note: str = "") -> Prediction:
+    ratio = predicted / measured if measured else None
+    return Prediction(label=label, unit=unit, predicted=predicted, measured=measured, ratio=ratio, note=note)
+
+
+def _flops(plan: PlanAnswer, counted: FlopsWay) -> Iterator[Prediction]:
+    expected = plan.as_written
+    total = expected.forward_flops + expected.backward_flops
+    mix = nearest_mix(plan.micro_steps, counted.total.value) if counted.total.value else None
+    if mix is not None:
+        words = ", ".join(f"{count} x {kind.name}" for kind, count in zip(plan.micro_steps, mix, strict=True))
+        chance = sum(
+            count * (kind.forward_flops + kind.backward_flops)
+            for kind, count in zip(plan.micro_steps, mix, strict=True)
+        )
+        note = f"chance decides between kinds of micro-step; nearest for the profile step: {words}"
+        yield _row("FLOPs per step, for the micro-steps that chance gave", "FLOP", chance, counted.total.value, note)
+        yield _row("FLOPs per step, expected value", "FLOP", total, counted.total.value)
+        return
+    yield _row("forward FLOPs per step", "FLOP", expected.forward_flops, counted.forward.value)
+    yield _row("backward FLOPs per step", "FLOP", expected.backward_flops, counted.backward.value)
+    if expected.recomputed_flops or counted.recomputed.value:
+        yield _row("recomputed FLOPs per step", "FLOP", expected.recomputed_flops, counted.recomputed.value)
+    yield _row("FLOPs per step", "FLOP", total, counted.total.value)
+
+
+def nearest_mix(kinds: Sequence[MicroStepPlan], measured_flops: float) -> tuple[float, ...] | None:
+    """How many of each kind of micro-step a measured step most probably had; None where chance decides nothing.
+
+    Kinds of one choice share the micro-steps that they have together; the mix nearest in FLOPs is taken.
+    """
+    by_choice = groupby(sorted(range(len(kinds)), key=lambda at: kinds[at].by_chance), lambda at: kinds[at].by_chance)
+    choices = [list(members) for name, members in by_choice if name]
+    if not choices:
+        return None
+    shapes = [(round(sum(kinds[at].per_step for at in members)), len(members)) for members in choices]
+    if prod(comb(total + parts - 1, parts - 1) for total, parts in shapes) > MAX_MIXES:
+        return None
+    splits = [_splits(total, parts) for total, parts in shapes]
+    best: tuple[float, tuple[float, ...]] | None = None
+    for split in product(*splits):
+        counts = [kind.per_step for kind in kinds]
+        for members, numbers in zip(choices, split, strict=True):
+            for at, number in zip(members, numbers, strict=True):
+                counts[at] = float(number)
+        flops = sum(
+            count * (kind.forward_flops + kind.backward_flops) for kind, count in zip(kinds, counts, strict=True)
+        )
+        distance = abs(flops - measured_flops)
+        if best is None or distance < best[0]:
+            best = (distance, tuple(counts))
+    return best[1] if best is not None else None
+
+
+def _splits(total: int, parts: int) -> list[tuple[int, ...]]:
+    """All ways to write `total` as a sum of `parts` numbers.
+
+    >>> _splits(2, 2)
+    [(0, 2), (1, 1), (2, 0)]
+    """
+    if parts == 1:
+        return [(total,)]
+    return [(first, *rest) for first in range(total + 1) for rest in _splits(total - first, parts - 1)]
+
+
+def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Prediction]:
+    peaks = [account for account in accounts if account.at == "peak" and account.total.value is not None]
+    if not peaks:
+        return
+    ranks = {account.rank for account in peaks}
+    measured = {rank: sum(a.total.value or 0 for a in peaks if a.rank == rank) for rank in ranks}
+    rank = max(measured, key=lambda number: measured[number])
+    row = plan.as_written
+    where = f"rank {rank}, the profile step's peak"
+    yield _row("memory at the peak", "bytes", row.device_bytes + row.host_bytes, measured[rank], where)
+    found: dict[str, float] = {}
+    for account in peaks:
+        for part in account.parts if account.rank == rank else ():
+            name = _MEASURED_AS.get(part.part, part.part)
+            found[name] = found.get(name, 0.0) + part.bytes
+    planned: dict[str, float] = {}
+    for planned_part in row.parts:
+        planned[planned_part.part] = planned.get(planned_part.part, 0.0) + planned_part.bytes
+    for name, label in _STANDING_PARTS.items():
+        if planned.get(name) or found.get(name):
+            yield _row(f"{label} at the peak", "bytes", planned.get(name, 0.0), found.get(name), where)
