@@ -168,6 +168,9 @@ def _go_inert(recorder: Any) -> None:
     if recorder is not None:
         recorder.enabled = False
         api.detach()
+        for forget in recorder.on_fork:
+            with contextlib.suppress(Exception):
+                forget()
 
 
 def _watch_exceptions(recorder: Any) -> None:
@@ -268,6 +271,19 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         instrument.arm()
         at_root.append(guard("flops", instrument.on_root))
 
+    def arm_profile_step() -> None:
+        """Every part of the profile step: instrument, and what makes the part or None where this rank has none."""
+        from agprof.instruments.profile_step import ProfileStep, StepPart
+
+        parts: list[tuple[str, Callable[[], StepPart | None]]] = []
+        profile_step = ProfileStep(recorder, torch)
+        for instrument, make in parts:
+            part = guard(instrument, make)()
+            if part is not None:
+                profile_step.add(instrument, part)
+        profile_step.arm()
+        at_root.append(guard("profile step", profile_step.on_root))
+
     def arm_comm() -> None:
         from agprof.instruments import comm
 
@@ -294,6 +310,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     guard("memory", arm_memory)()
     guard("optimizer state", arm_optimizer_state)()
     guard("flops", arm_flops)()
+    guard("profile step", arm_profile_step)()
     guard("comm", arm_comm)()
     guard("rlhf", arm_rlhf)()
 

@@ -9,6 +9,7 @@ again in backward. Inside a backward pass only recomputation runs with gradients
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import Any, Literal
@@ -20,7 +21,7 @@ Pass = Literal["forward", "backward", "recomputed", "outside"]
 class Operation:
     """One dispatched operation. Valid only while a listener is called: holding it would keep its tensors."""
 
-    __slots__ = ("args", "duration_ns", "function", "in_pass", "kwargs", "module", "result")
+    __slots__ = ("args", "duration_ns", "function", "in_pass", "kwargs", "module", "result", "root")
 
     def __init__(self) -> None:
         self.function: Any = None
@@ -31,11 +32,17 @@ class Operation:
         self.in_pass: Pass = "outside"
         self.module: Any = None
         """Innermost module that it works for, also in backward; None when there is none."""
+        self.root: Any = None
+        """Outermost watched module of that call."""
         self.duration_ns: int | None = None
         """Time of the call; None where calls return before the device has done them."""
 
 
 Listener = Callable[[Operation], None]
+
+_Owner = tuple[Any, Any]
+"""Innermost and outermost module."""
+_NOBODY: _Owner = (None, None)
 
 
 class ModuleCall:
@@ -65,8 +72,11 @@ class OpWatch:
         self._on_error = on_error
         self._timed = timed
         self._calls: list[ModuleCall] = []
-        self._owners: dict[int, Any] = {}
-        """Number of an autograd node -> module whose forward made it."""
+        self._owners: dict[tuple[int, int], _Owner] = {}
+        """Thread and number of an autograd node -> modules whose forward made it; each thread numbers its own."""
+        self._forward_thread = 0
+        self._outer_task: int | None = None
+        """Backward pass in progress, without those inside it (a reentrant checkpoint's)."""
         self._watched: set[int] = set()
         self._handles: list[Any] = []
         self._mode: Any = None
@@ -112,7 +122,7 @@ class OpWatch:
 
     @property
     def is_on(self) -> bool:
-        return self._mode is not None
+        return self._mode is not None and self._mode.watch is not None
 
     def start(self) -> None:
         """Watch the calling thread's operations from here on, and those of its backward passes."""
@@ -121,14 +131,16 @@ class OpWatch:
             self._mode.__enter__()
 
     def stop(self) -> bool:
-        """Watch no more. False when somebody else's mode lies above ours: then ours stays, and does nothing."""
-        mode, self._mode = self._mode, None
+        """Watch no more. False when somebody else's mode lies above ours, or ours is another thread's: then it stays,
+        does nothing, and a later call takes it away."""
+        mode = self._mode
         if mode is None:
             return True
         mode.watch = None
         stack = self.torch.utils._python_dispatch._get_current_dispatch_mode_stack()
         if not stack or stack[-1] is not mode:
             return False
+        self._mode = None
         mode.__exit__(None, None, None)
         return True
 
@@ -151,7 +163,7 @@ class OpWatch:
         operation = Operation()
         operation.function, operation.args, operation.kwargs = function, args, kwargs
         try:
-            operation.in_pass, operation.module = self._place()
+            operation.in_pass, (operation.module, operation.root) = self._place()
         except Exception as error:
             self._on_error("place", error)
         begin = perf_counter_ns()
@@ -161,24 +173,32 @@ class OpWatch:
         self._tell(self.listeners, operation)
         return result
 
-    def _place(self) -> tuple[Pass, Any]:
+    def _place(self) -> "tuple[Pass, _Owner]":
         code = self.torch._C
-        if code._current_graph_task_id() == -1:
-            return self._place_forward("forward")
+        task, thread = code._current_graph_task_id(), threading.get_ident()
+        if task == -1:
+            self._forward_thread, self._outer_task = thread, None
+            return self._place_forward("forward", thread)
+        if self._outer_task is None:
+            self._outer_task = task
         if self.torch.is_grad_enabled():
-            return self._place_forward("recomputed")
+            return self._place_forward("recomputed", thread)
         node = code._current_autograd_node()
-        return "backward", self._owners.get(node._sequence_nr()) if node is not None else None
+        if node is None:
+            return "backward", _NOBODY
+        # On a GPU autograd has threads of its own. What a pass inside the pass differentiates was recomputed there.
+        made_on = self._forward_thread if task == self._outer_task else thread
+        return "backward", self._owners.get((made_on, node._sequence_nr()), _NOBODY)
 
-    def _place_forward(self, which: Literal["forward", "recomputed"]) -> tuple[Pass, Any]:
+    def _place_forward(self, which: Literal["forward", "recomputed"], thread: int) -> "tuple[Pass, _Owner]":
         if not self._calls:
             # A checkpoint around bare functions recomputes without any call of a module.
-            return ("recomputed" if which == "recomputed" else "outside"), None
-        module = self._calls[-1].module
+            return ("recomputed" if which == "recomputed" else "outside"), _NOBODY
+        owner = (self._calls[-1].module, self._calls[0].module)
         # The first operation after a node was numbered is the one that it was made for; later ones with the same
         # number run inside it (a function of its own, as a checkpoint) or have no node at all.
-        self._owners.setdefault(self.torch._C._autograd._get_sequence_nr() - 1, module)
-        return which, module
+        self._owners.setdefault((thread, self.torch._C._autograd._get_sequence_nr() - 1), owner)
+        return which, owner
 
     def _tell(self, listeners: Sequence[Callable[[Any], None]], what: Any) -> None:
         for listener in listeners:

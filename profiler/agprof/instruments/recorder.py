@@ -100,6 +100,8 @@ class Recorder:
         """Called with the number of the step that just ended."""
         self.on_finish: list[tuple[str, Callable[[], None]]] = []
         """(instrument, function) called once at the end, before patches are undone."""
+        self.on_fork: list[Callable[[], None]] = []
+        """Called in a forked child, which is to carry nothing of ours."""
         self.end_reason: str | None = None
         """Set when the rank ends by an uncaught exception."""
         self.device: DeviceTimer | None = None
@@ -112,10 +114,13 @@ class Recorder:
         self._micro_start_ns = 0
         self._step_token: Any = None
         self._losses: list[Loss] = []
-        self._counts: list[int | None] = [None, None]
-        self._micro_counts: list[int | None] = [None, None]
-        self._guessed: list[int | None] = [None, None]
-        self._counts_given = [False, False]
+        # Each: samples, tokens, tokens that are no padding.
+        self._counts: list[int | None] = [None, None, None]
+        self._micro_counts: list[int | None] = [None, None, None]
+        self._guessed: list[int | None] = [None, None, None]
+        self._counts_given = [False, False, False]
+        self._padding_unknown = False
+        """Tokens of the step in progress came without being told from padding."""
         self._forwards_since_batch: set[bool] = set()
         self._waiting: deque[tuple[str, tuple[Any, ...], int, list[Loss]]] = deque(maxlen=MAX_WAITING_ROWS)
         self._resolving = threading.Lock()
@@ -226,18 +231,22 @@ class Recorder:
         if self._step_start_ns is None:
             self._begin_step(now)
         losses = [loss] if loss is not None else []
-        samples, tokens = (
+        samples, tokens, unpadded = (
             given if is_given else guessed
             for is_given, given, guessed in zip(self._counts_given, self._micro_counts, self._guessed, strict=True)
         )
-        row = (self.step, self.micro_step, self._micro_start_ns, now, None, samples, tokens)
+        if self._counts_given[1] and not self._counts_given[2]:
+            unpadded = None  # the training counts tokens its own way; what a batch says of padding is of other ones
+        if tokens is not None and unpadded is None:
+            self._padding_unknown = True
+        row = (self.step, self.micro_step, self._micro_start_ns, now, None, samples, tokens, unpadded)
         self._emit("micro_steps", row, 4, losses)
         self._losses.extend(losses)
-        for index, value in enumerate((samples, tokens)):
+        for index, value in enumerate((samples, tokens, unpadded)):
             if value is not None:
                 self._counts[index] = (self._counts[index] or 0) + value
-        self._micro_counts = [None, None]
-        self._guessed = [None, None]
+        self._micro_counts = [None, None, None]
+        self._guessed = [None, None, None]
         self._micro_start_ns = now
         self.micro_step += 1
 
@@ -254,15 +263,20 @@ class Recorder:
         for index, value in enumerate(self._micro_counts):
             if value is not None:
                 self._counts[index] = (self._counts[index] or 0) + value
-        samples, tokens = self._counts
-        row = (self.step, start_ns, now, self.micro_step, None, samples, tokens, self.profiled)
+        if self._micro_counts[1] is not None and self._micro_counts[2] is None:
+            self._padding_unknown = True
+        samples, tokens, unpadded = self._counts
+        if self._padding_unknown:
+            unpadded = None
+        row = (self.step, start_ns, now, self.micro_step, None, samples, tokens, self.profiled, unpadded)
         self._emit("steps", row, 4, self._losses)
         self.step += 1
         self.micro_step = 0
         self.profiled = False
         self._losses = []
-        self._counts = [None, None]
-        self._micro_counts = [None, None]
+        self._counts = [None, None, None]
+        self._micro_counts = [None, None, None]
+        self._padding_unknown = False
         self._step_start_ns = now
         self._micro_start_ns = now
         for callback in self.on_step_end:
@@ -299,16 +313,20 @@ class Recorder:
         """A root module was called: tells batches of an evaluation from those that are trained on."""
         self._forwards_since_batch.add(with_grad)
 
-    def guess_counts(self, samples: int | None, tokens: int | None) -> None:
+    def guess_counts(self, samples: int | None, tokens: int | None, unpadded_tokens: int | None = None) -> None:
         """Counts read off a batch; used until the training gives its own through `agprof.step`."""
         if self._forwards_since_batch == {False}:
             # The batch before went through forwards without gradients only: no backward will account for it.
-            self._guessed = [None, None]
+            self._guessed = [None, None, None]
         self._forwards_since_batch.clear()
         if samples is not None:
             self._guessed[0] = (self._guessed[0] or 0) + samples
         if tokens is not None:
-            self._guessed[1] = (self._guessed[1] or 0) + tokens
+            # Of several batches all must tell their padding.
+            so_far, unpadded = self._guessed[1], self._guessed[2]
+            known = unpadded_tokens is not None and (so_far is None or unpadded is not None)
+            self._guessed[2] = (unpadded or 0) + (unpadded_tokens or 0) if known else None
+            self._guessed[1] = (so_far or 0) + tokens
 
     def _emit(self, table: str, row: tuple[Any, ...], loss_column: int, losses: list[Loss]) -> None:
         self._waiting.append((table, row, loss_column, losses))
@@ -367,9 +385,9 @@ class Recorder:
                 self.close(span)
                 return
 
-    def add_counts(self, tokens: int | None, samples: int | None) -> None:
+    def add_counts(self, tokens: int | None, samples: int | None, unpadded_tokens: int | None = None) -> None:
         try:
-            for index, value in enumerate((samples, tokens)):
+            for index, value in enumerate((samples, tokens, unpadded_tokens)):
                 if value is None:
                     continue
                 count = int(value)
