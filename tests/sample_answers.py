@@ -22,12 +22,12 @@ from agprof.model.answers import (
     UnseenRow,
     Verdict,
 )
-from agprof.model.compute_answers import ComputeAnswer, ModuleRow
-from agprof.model.figure import Curve, Figure, Kpi, Source
-from agprof.model.memory_answers import MemoryAnswer, RankMemory
+from agprof.model.figure import Curve, Figure, Kpi
+from sample_compute_answers import cpu_compute, hostile_compute, no_compute
+from sample_figures import MIB, MS, figure, missing
+from sample_memory_answers import curves as memory_curves
+from sample_memory_answers import hostile_memory, memory_answer
 
-MS = 1_000_000
-MIB = 1 << 20
 PARTS_MS = {
     "data": 18.0,
     "forward": 92.0,
@@ -36,14 +36,6 @@ PARTS_MS = {
     "optimizer": 21.0,
     "other": 8.0,
 }
-
-
-def figure(value: float | None, unit: str, source: Source = "measured", n: int = 46, **extra: object) -> Figure:
-    return Figure(value=value, unit=unit, source=source, n=n, **extra)  # type: ignore[arg-type]
-
-
-def missing(unit: str, reason: str, source: Source = "measured") -> Figure:
-    return Figure(value=None, unit=unit, source=source, n=0, reason=reason)
 
 
 def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers:
@@ -111,8 +103,8 @@ def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers
             else (),
         ),
         communication=_communication(ranks, steps, communication_ns, step_ns),
-        compute=_compute(steps),
-        memory=_memory(rng, ranks, end_ns),
+        compute=cpu_compute(ranks) if steps > 4 else no_compute(),
+        memory=memory_answer(ranks, memory_curves(rng, ranks, _times(end_ns, 90 * MS))),
         system=_system(rng, ranks, end_ns),
         ranks=tuple(
             RankRow(
@@ -343,90 +335,9 @@ def _collective(
     )
 
 
-def _compute(steps: int) -> ComputeAnswer:
-    modules: list[ModuleRow] = []
-
-    def add(path: str, parent: str | None, kind: str, gflop: float, ms: float, params: int, trains: int = 0) -> None:
-        modules.append(
-            ModuleRow(
-                path=path,
-                parent=parent,
-                depth=0 if parent is None else path.count(".") + 1,
-                type=kind,
-                params=params,
-                trainable_params=trains,
-                forward_flops=gflop * 1e9,
-                forward_ns=int(ms * MS),
-                calls=1,
-                flops_share=gflop / 3.46,
-                time_share=ms / 92,
-            )
-        )
-
-    if steps > 4:
-        add("", None, "AnomalyGPT", 3.46, 92, 9_214_208, 1_004_118)
-        add("visual", "", "ImageBindVision", 1.31, 29, 3_104_000)
-        add("text", "", "ImageBindText", 0.66, 31, 2_400_000)
-        add("decoder", "", "LinearDecoder", 0.05, 2, 131_072, 131_072)
-        add("prompt", "", "PromptLearner", 0.02, 3, 873_046, 873_046)
-        add("llm", "", "LlamaForCausalLM", 1.42, 27, 2_706_090)
-        for trunk, blocks, gflop, ms in (("visual", 4, 1.2, 26.0), ("text", 2, 0.6, 28.0), ("llm", 2, 1.1, 20.0)):
-            for block in range(blocks):
-                name = f"{trunk}.{block}"
-                add(name, trunk, "Block", gflop / blocks, ms / blocks, 600_000)
-                add(f"{name}.attention", name, "Attention", gflop / blocks * 0.35, ms / blocks * 0.42, 200_000)
-                add(f"{name}.mlp", name, "MLP", gflop / blocks * 0.62, ms / blocks * 0.5, 400_000)
-    reason = "the profile step was not reached"
-    return ComputeAnswer(
-        sentence="One forward is 3.46 GFLOP; 41.0 % of them are the language model's, which takes 29.3 % of the time."
-        if modules
-        else f"Nothing was counted: {reason}.",
-        params=figure(9_214_208, "1", "counted", 1) if modules else missing("1", reason, "counted"),
-        trainable_params=figure(1_004_118, "1", "counted", 1) if modules else missing("1", reason, "counted"),
-        forward_flops_per_micro_step=figure(3.46e9, "FLOP", "counted", 1)
-        if modules
-        else missing("FLOP", reason, "counted"),
-        flops_per_step=figure(
-            15.4e9, "FLOP", "modelled", 1, method="forward counted; backward from what requires a gradient"
-        )
-        if modules
-        else missing("FLOP", reason, "modelled"),
-        flops_per_second=figure(41.2e9, "FLOP/s", "modelled", 46) if modules else missing("FLOP/s", reason, "modelled"),
-        modules=tuple(modules),
-        profiled_step=4 if modules else None,
-    )
-
-
 def _times(end_ns: int, period_ns: int) -> tuple[int, ...]:
     count = max(2, min(2_000, end_ns // period_ns))
     return tuple(end_ns * index // (count - 1) for index in range(count))
-
-
-def _memory(rng: random.Random, ranks: int, end_ns: int) -> MemoryAnswer:
-    times = _times(end_ns, 90 * MS)
-    curves = []
-    for rank in range(ranks):
-        base = 1_180 + 60 * (rank == 1)
-        y = tuple(
-            (base + 90 * abs(math.sin(at / (187 * MS))) + rng.gauss(0, 3)) * MIB * (1 - 0.5 * math.exp(-at / 8e8))
-            for at in times
-        )
-        curves.append(Curve(label=f"rank {rank}", unit="bytes", x_ns=times, y=y, rank=rank))
-    return MemoryAnswer(
-        sentence="The peak is 1.30 GiB, on rank 1, at the end of backward in step 12; between steps 1.15 GiB stand.",
-        kind="host",
-        peak=figure(1_331 * MIB, "bytes"),
-        ranks=tuple(
-            RankMemory(
-                rank=rank,
-                peak=figure((1_272 + 60 * (rank == 1)) * MIB, "bytes", n=300),
-                peak_at="the end of backward in step 12",
-                standing_bytes=(1_180 + 60 * (rank == 1)) * MIB,
-            )
-            for rank in range(ranks)
-        ),
-        curves=tuple(curves),
-    )
 
 
 def _system(rng: random.Random, ranks: int, end_ns: int) -> SystemAnswer:
@@ -487,14 +398,8 @@ def hostile_answers(name: str = HOSTILE) -> RunAnswers:
             rows=rename(answers.communication.rows, op=name, group=name, dtype=name, caller=name),
             ledger_sentence=name,
         ),
-        compute=replace(
-            answers.compute,
-            modules=tuple(
-                replace(m, path=m.path and f"{m.path}{name}", parent=m.parent and f"{m.parent}{name}", type=name)
-                for m in answers.compute.modules
-            ),
-        ),
-        memory=replace(answers.memory, curves=rename(answers.memory.curves, label=name)),
+        compute=hostile_compute(name),
+        memory=hostile_memory(name, answers.memory.curves),
         system=replace(answers.system, curves=rename(answers.system.curves, label=name)),
         ranks=rename(answers.ranks, host=name, device=name, ended=name, last_phase=name),
         configuration=((name, name), ("key", name)),
