@@ -203,17 +203,21 @@ def _step(spec: Spec, ranks: list[_Rank], step: int, random_: random.Random) -> 
             loss = float("nan") if spec.nan_loss and step % 3 == 1 else 4.0 / (1 + step) + 0.01 * rank.number
             losses[rank.number].append(loss)
             tokens = 512 if spec.tokens else None
-            rank.add("micro_steps", step, micro, micro_starts[rank.number], rank.now, loss, 4, tokens)
+            unpadded = _unpadded(spec, 1)
+            rank.add("micro_steps", step, micro, micro_starts[rank.number], rank.now, loss, 4, tokens, unpadded)
             micro_starts[rank.number] = rank.now
     _optimizer(spec, ranks, step, random_)
     for rank in ranks:
         rank.now += int(spec.other_ms * MS)
         mean = sum(losses[rank.number]) / max(1, len(losses[rank.number]))
         tokens = 512 * spec.micro_steps if spec.tokens else None
-        rank.add(
-            "steps", step, starts[rank.number], rank.now, spec.micro_steps, mean, 4 * spec.micro_steps, tokens, profiled
-        )
+        counts = (4 * spec.micro_steps, tokens, profiled, _unpadded(spec, spec.micro_steps))
+        rank.add("steps", step, starts[rank.number], rank.now, spec.micro_steps, mean, *counts)
         _memory(spec, rank, step, spec.micro_steps - 1, "step.end", 900)
+
+
+def _unpadded(spec: Spec, micro_steps: int) -> int | None:
+    return 400 * micro_steps if spec.tokens else None
 
 
 def _spread(spec: Spec, rank: _Rank, milliseconds: float, factor: float, random_: random.Random) -> int:
@@ -299,8 +303,8 @@ def _rlhf_step(spec: Spec, ranks: list[_Rank], step: int, random_: random.Random
         rank.now += int(spec.other_ms * MS)
     _rlhf_part(spec, ranks, step, "train/actor", random_)
     for rank in ranks:
-        rank.add("micro_steps", step, 0, starts[rank.number], rank.now, 1.0, 4, 96)
-        rank.add("steps", step, starts[rank.number], rank.now, 1, 1.0, 4, 96, step == spec.profile_step)
+        rank.add("micro_steps", step, 0, starts[rank.number], rank.now, 1.0, 4, 96, None)
+        rank.add("steps", step, starts[rank.number], rank.now, 1, 1.0, 4, 96, step == spec.profile_step, None)
     if step == spec.steps - 1:
         _rlhf_part(spec, ranks, step + 1, "train/critic", random_)
         _rlhf_part(spec, ranks, step + 1, "ema", random_)

@@ -1,5 +1,6 @@
 """The public surface, and that every page that is linked exists."""
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -14,6 +15,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def test_the_public_names_are_these():
     assert agprof.__all__ == ["__version__", "annotate", "mark", "range", "step"]
+
+
+def test_the_counts_of_a_step_are_these():
+    assert list(inspect.signature(agprof.step).parameters) == ["tokens", "samples", "unpadded_tokens"]
 
 
 def test_the_version_stands_in_two_places_and_is_one():

@@ -54,9 +54,9 @@ def write_stream(
     writer = StreamWriter(layout.rank_stream(run, trace.rank), _header(trace, node, world_size))
     time_ns = trace.meta.first_ns or 0
     counts = dict(micro.group_by("step").len().iter_rows())
-    _append(writer, "steps", ((s, a, b, counts.get(s, 0), None, None, None, False)
+    _append(writer, "steps", ((s, a, b, counts.get(s, 0), None, None, None, False, None)
                               for s, a, b in steps.select("step", "start_ns", "end_ns").iter_rows()))  # fmt: skip
-    _append(writer, "micro_steps", ((s, m, a, b, None, None, None) for s, m, a, b in micro.iter_rows()))
+    _append(writer, "micro_steps", ((s, m, a, b, None, None, None, None) for s, m, a, b in micro.iter_rows()))
     _append(writer, "spans", _spans(phases, own, steps, micro))
     _append(
         writer, "collectives", _collectives(find_collectives(trace, names, ranges, communication), phases, steps, micro)

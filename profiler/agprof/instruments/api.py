@@ -16,7 +16,7 @@ class Sink(Protocol):
 
     def close_range(self) -> None: ...
 
-    def add_counts(self, tokens: int | None, samples: int | None) -> None: ...
+    def add_counts(self, tokens: int | None, samples: int | None, unpadded_tokens: int | None = None) -> None: ...
 
     def user_mark(self, name: str) -> None: ...
 
@@ -73,14 +73,15 @@ def annotate(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def step(*, tokens: int | None = None, samples: int | None = None) -> None:
+def step(*, tokens: int | None = None, samples: int | None = None, unpadded_tokens: int | None = None) -> None:
     """Add to the counts of the optimizer step in progress, on this rank.
 
-    Counts given here replace what agprof reads off the batches. Give them once per micro-step.
+    `tokens` counts every position, `unpadded_tokens` those of them that are no padding. Counts given here replace what
+    agprof reads off the batches. Give them once per micro-step.
     """
     sink = _sink
     if sink is not None:
-        sink.add_counts(tokens, samples)
+        sink.add_counts(tokens, samples, unpadded_tokens)
 
 
 def mark(name: str) -> None:

@@ -58,6 +58,7 @@ STEPS = table(
     ("samples", "int?", "samples of this rank"),
     ("tokens", "int?", "tokens of this rank"),
     ("profiled", "bool", "an expensive instrument (FLOPs, memory) ran in this step; left out of statistics"),
+    ("unpadded_tokens", "int?", "of `tokens` those that are no padding"),
 )
 
 MICRO_STEPS = table(
@@ -71,6 +72,7 @@ MICRO_STEPS = table(
     ("loss", "float?", "loss given to backward, before any scaling by the framework"),
     ("samples", "int?", "samples"),
     ("tokens", "int?", "tokens"),
+    ("unpadded_tokens", "int?", "of `tokens` those that are no padding"),
 )
 
 SPANS = table(

@@ -165,6 +165,8 @@ class _Collector:
     def convert(self) -> None:
         width = len(self.table.columns)
         good = [row for row in self.rows if len(row) == width]
+        if len(good) < len(self.rows):
+            good = self._with_later_columns(width)
         self.foreign_rows += len(self.rows) - len(good)
         self.rows = []
         if not good:
@@ -175,6 +177,12 @@ class _Collector:
         ]
         number = pl.repeat(self.number, len(good), dtype=pl.Int64, eager=True).alias(self.table.scope)
         self.frames.append(pl.DataFrame([number, *columns]))
+
+    def _with_later_columns(self, width: int) -> Rows:
+        """Rows of the table's shape; those of an older agprof lack optional columns at the end, which are missing."""
+        required = max((at for at, column in enumerate(self.table.columns, 1) if not column.optional), default=0)
+        fitting = (row for row in self.rows if required <= len(row) <= width)
+        return [[*row, *([None] * (width - len(row)))] for row in fitting]
 
     def _series(self, column: Column, values: list[Any]) -> pl.Series:
         dtype = _DTYPES[column.type]

@@ -28,8 +28,8 @@ def test_calls_reach_the_recorder(rig):
 
     @agprof.annotate("call")
     def call():
-        agprof.step(tokens=10)
-        agprof.step(tokens=5, samples=1)
+        agprof.step(tokens=10, unpadded_tokens=8)
+        agprof.step(tokens=5, samples=1, unpadded_tokens=5)
 
     call()
     rig.recorder.end_step()
@@ -42,6 +42,7 @@ def test_calls_reach_the_recorder(rig):
     ]
     assert [(row.source, row.name) for row in tables["marks"]] == [("user", "here")]
     assert (tables["steps"][0].tokens, tables["steps"][0].samples) == (15, 1)
+    assert tables["steps"][0].unpadded_tokens == 13
 
 
 def test_exceptions_pass_and_close_their_range(rig):

@@ -45,6 +45,23 @@ def test_samples_and_tokens_of_batches_reach_the_step(arm):
     assert [(row.samples, row.tokens) for row in rig.finish()["steps"]] == [(3, 12), (3, 12)]
 
 
+def test_padding_of_batches_is_told_from_tokens(arm):
+    def collate(rows):
+        ids = torch.stack(rows)
+        return {"input_ids": ids, "attention_mask": (torch.arange(4) < 3).expand(len(ids), 4)}
+
+    rig = arm()
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for number, batch in enumerate(DataLoader(Numbers(), batch_size=2, collate_fn=collate)):
+        model(batch["input_ids"].float()).sum().backward()
+        if number:
+            optimizer.step()
+    tables = rig.finish()
+    assert [(row.tokens, row.unpadded_tokens) for row in tables["micro_steps"]] == [(8, 6)] * 3
+    assert [(row.tokens, row.unpadded_tokens) for row in tables["steps"]] == [(16, 12), (8, 6)]
+
+
 def test_an_error_in_the_loader_passes_and_closes_the_phase(arm):
     class Broken(Numbers):
         def __getitem__(self, index):
@@ -75,6 +92,7 @@ def test_batches_that_can_not_be_counted_cost_no_phase(arm):
 
 Pair = namedtuple("Pair", "x y")
 TEXT = torch.zeros(2, 5, dtype=torch.long)
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 CYCLE: list = []
 CYCLE.append(CYCLE)
 
@@ -82,21 +100,30 @@ CYCLE.append(CYCLE)
 @pytest.mark.parametrize(
     ("batch", "counts"),
     [
-        (torch.zeros(3, 4), (3, None)),
-        ((torch.zeros(3, 4), torch.zeros(3)), (3, None)),
-        (Pair(torch.zeros(7), None), (7, None)),
-        (["name", [torch.tensor(1), torch.zeros(6, 1)]], (6, None)),
-        ({"input_ids": TEXT, "labels": TEXT}, (2, 10)),
-        (UserDict({"input_ids": TEXT}), (2, 10)),
-        ([{"tokens": TEXT}], (2, 10)),
-        ({"image": torch.zeros(4, 1)}, (4, None)),
-        ({"input_ids": [1, 2]}, (None, None)),
-        ({}, (None, None)),
-        (torch.tensor(1), (None, None)),
-        ("text", (None, None)),
-        (None, (None, None)),
-        (CYCLE, (None, None)),
-        (list(range(1_000_000)), (None, None)),
+        (torch.zeros(3, 4), (3, None, None)),
+        ((torch.zeros(3, 4), torch.zeros(3)), (3, None, None)),
+        (Pair(torch.zeros(7), None), (7, None, None)),
+        (["name", [torch.tensor(1), torch.zeros(6, 1)]], (6, None, None)),
+        ({"input_ids": TEXT, "labels": TEXT}, (2, 10, None)),
+        (UserDict({"input_ids": TEXT}), (2, 10, None)),
+        ([{"tokens": TEXT}], (2, 10, None)),
+        ({"input_ids": TEXT, "attention_mask": MASK}, (2, 10, 7)),
+        ([UserDict({"input_ids": TEXT, "attention_mask": MASK.bool()})], (2, 10, 7)),
+        ({"input_ids": TEXT, "attention_mask": -MASK.float()}, (2, 10, 7)),
+        # masks that don't tell it, or not without waiting for a device
+        ({"input_ids": TEXT, "attention_mask": MASK.bfloat16()}, (2, 10, None)),
+        ({"input_ids": TEXT, "attention_mask": MASK[:1]}, (2, 10, None)),
+        ({"input_ids": TEXT, "attention_mask": MASK[:, None, None]}, (2, 10, None)),
+        ({"input_ids": TEXT, "attention_mask": MASK.to("meta")}, (2, 10, None)),
+        ({"input_ids": TEXT, "attention_mask": [[1] * 5] * 2}, (2, 10, None)),
+        ({"image": torch.zeros(4, 1)}, (4, None, None)),
+        ({"input_ids": [1, 2]}, (None, None, None)),
+        ({}, (None, None, None)),
+        (torch.tensor(1), (None, None, None)),
+        ("text", (None, None, None)),
+        (None, (None, None, None)),
+        (CYCLE, (None, None, None)),
+        (list(range(1_000_000)), (None, None, None)),
     ],
 )
 def test_counts_of_batches(batch, counts):

@@ -150,6 +150,45 @@ def test_guesses_give_way_to_given_counts(rig):
     assert [(row.samples, row.tokens) for row in tables["steps"]] == [(8, 50), (8, 60)]
 
 
+def test_tokens_without_padding_are_told_only_where_all_of_a_step_are(rig):
+    recorder = rig.recorder
+    recorder.guess_counts(2, 20, 15)
+    recorder.end_micro_step()
+    recorder.guess_counts(2, 20, None)  # a batch without a mask
+    recorder.end_micro_step()
+    recorder.end_step()
+    recorder.guess_counts(2, 20, 15)
+    recorder.guess_counts(2, 20, 10)  # fetched ahead
+    recorder.end_micro_step()
+    recorder.end_micro_step()
+    recorder.end_step()
+    recorder.guess_counts(2, 20, 15)
+    recorder.guess_counts(2, 20, None)
+    recorder.guess_counts(2, 20, 15)
+    recorder.end_micro_step()
+    recorder.end_step()
+    tables = rig.finish()
+    assert [row.unpadded_tokens for row in tables["micro_steps"]] == [15, None, 25, None, None]
+    assert [(row.tokens, row.unpadded_tokens) for row in tables["steps"]] == [(40, None), (40, 25), (60, None)]
+
+
+def test_tokens_that_the_training_counts_are_told_from_padding_by_it_alone(rig):
+    recorder = rig.recorder
+    recorder.guess_counts(2, 20, 15)
+    recorder.add_counts(tokens=30, samples=2)
+    recorder.end_micro_step()
+    recorder.end_step()
+    recorder.guess_counts(2, 20, 15)
+    recorder.add_counts(30, 2, 24)
+    recorder.end_micro_step()
+    recorder.add_counts(30, 2, 26)
+    recorder.end_micro_step()
+    recorder.add_counts(10, None, 10)  # after the last backward
+    recorder.end_step()
+    steps = rig.finish()["steps"]
+    assert [(row.tokens, row.unpadded_tokens) for row in steps] == [(30, None), (70, 60)]
+
+
 def test_batches_of_an_evaluation_are_not_trained_on(rig):
     recorder = rig.recorder
     recorder.guess_counts(8, None)

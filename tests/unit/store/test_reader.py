@@ -92,6 +92,17 @@ def test_only_rows_of_a_foreign_shape_leave_the_table_empty(tmp_path: Path) -> N
     assert read_run(run).tables["marks"].height == 0
 
 
+def test_rows_of_an_older_agprof_lack_the_optional_columns_at_the_end(tmp_path: Path) -> None:
+    run = folder(tmp_path / "r")
+    old, new = (0, 1, 2, 1, None, 4, 64, False), (1, 2, 3, 1, None, 4, 64, False, 60)
+    write(run, "rank", 0, [("steps", old), ("steps", new), ("steps", old[:-1]), ("steps", (*new, 1))])
+    found = read_run(run)
+    assert found.tables["steps"].rows() == [(0, *old, None), (0, *new)]
+    assert [text for text in found.problems if "steps" in text] == [
+        "ranks/rank-00000.0.agp: 2 rows of table steps have a foreign shape; left out"
+    ]
+
+
 def test_unknown_tables_and_tables_of_the_other_scope_are_said(tmp_path: Path) -> None:
     run = folder(tmp_path / "r")
     write(run, "rank", 0, [("of_the_future", (1,)), ("gpus", (0, *[None] * 6))])
