@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from agprof.config.kernels import KernelsSection
 from agprof.config.kineto import Kineto
 from agprof.config.nsys import Nsys
+from agprof.config.plan import Plan
 from agprof.config.section import Section as _Section
 from agprof.config.traces import TraceFormat
 from agprof.model.settings import (
@@ -214,6 +215,8 @@ class Workload(_Section):
     """Run the ranks under `nsys profile`: true, or a mapping of options."""
     traces: list[TraceFormat] = Field(default_factory=list)
     """Formats of `agprof export` that are written at the end of the run."""
+    plan: Plan = None
+    """How `agprof plan` gets the job's model."""
     kernels: KernelsSection = Field(default_factory=KernelsSection)
     """What kernels' names mean, where agprof can't know."""
 
