@@ -8,6 +8,7 @@ import torch
 
 from agprof_workloads.anomalygpt import deepspeed_config
 from agprof_workloads.anomalygpt.deepspeed_config import Setup, accepted, original, prepared, usable_dtype
+from agprof_workloads.frameworks.deepspeed import native_ops_buildable
 
 
 def setup(**changes: object) -> Setup:
@@ -111,11 +112,11 @@ def test_deepspeed_takes_the_prepared_configuration() -> None:
 
 def test_native_ops_need_ninja_and_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not deepspeed_config.native_ops_buildable()
+    assert not native_ops_buildable()
     for name in ("ninja", "g++"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    assert deepspeed_config.native_ops_buildable()
+    assert native_ops_buildable()
 
 
 def test_the_shared_memory_operator_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,11 @@ from agprof_workloads.anomalygpt import deepspeed_config
 from agprof_workloads.bert.model import Classifier, decay_groups
 from agprof_workloads.bert.train import HELD_OUT, passages, scores
 from agprof_workloads.frameworks import FRAMEWORKS
+from agprof_workloads.frameworks.deepspeed import cpu_adam
 from agprof_workloads.frameworks.training import Recipe, TorchTraining, warmup_decay
 from agprof_workloads.frameworks.wrap import add_options, check_options, wrap
 from agprof_workloads.gpt2 import model as gpt2
+from agprof_workloads.gpt2 import train as gpt2_train
 from agprof_workloads.text import docstrings, topics, train_tokenizer
 
 
@@ -99,6 +101,37 @@ def test_options() -> None:
         check_options("fsdp2", "ring")
     with pytest.raises(ValueError, match=f"choose from {', '.join(FRAMEWORKS)}"):
         wrap("mpi", torch.nn.Linear(1, 1), recipe())
+
+
+def test_what_only_deepspeed_has_is_refused_elsewhere() -> None:
+    with pytest.raises(ValueError, match="--offload is DeepSpeed's; leave it out with --framework ddp"):
+        check_options("ddp", "default", offload=True)
+    with pytest.raises(ValueError, match="--dtype bf16 is DeepSpeed's; --framework fsdp2"):
+        check_options("fsdp2", "default", dtype="bf16")
+    check_options("deepspeed", "default", offload=True, dtype="bf16")
+
+
+def test_offload_wants_an_adamw() -> None:
+    with pytest.raises(ValueError, match="--offload wants AdamW, not SGD"):
+        cpu_adam(torch.optim.SGD(torch.nn.Linear(1, 1).parameters(), lr=1.0))
+
+
+def test_gpt2_small_is_the_published_one() -> None:
+    with torch.device("meta"):
+        model = gpt2.build("small", 1024, 64, "none")
+    assert sum(p.numel() for p in model.parameters()) == 124_439_808
+    with pytest.raises(ValueError, match="--preset small has 1024 positions and 50257 tokens"):
+        gpt2.build("small", 1024, 1020, "prompt")
+    with pytest.raises(ValueError, match="--vocabulary 60000"):
+        gpt2.build("small", 60_000, 64, "none")
+
+
+def test_gpt2_options(capsys: pytest.CaptureFixture[str]) -> None:
+    options = gpt2_train.parse(["--preset", "small", "--offload", "--held-out", "0"])
+    assert (options.offload, options.dtype, options.held_out) == (True, "fp32", 0)
+    with pytest.raises(SystemExit):
+        gpt2_train.parse(["--held-out", "33"])
+    assert "--held-out must be 0 to 32, not 33" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("horovod") is not None, reason="Horovod is installed here")

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import agprof
-from agprof_workloads.anomalygpt.deepspeed_config import native_ops_buildable, usable_dtype, without_native_ops
+from agprof_workloads.anomalygpt.deepspeed_config import usable_dtype, without_native_ops
 from agprof_workloads.deepspeed_chat import config, lora, metrics
 from agprof_workloads.deepspeed_chat.models import parameter_count
+from agprof_workloads.frameworks.deepspeed import native_ops_buildable
 
 Say = Callable[[str], None]
 BETAS = (0.9, 0.95)

@@ -19,8 +19,13 @@ def add_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def check_options(framework: str, allreduce: str) -> None:
+def check_options(framework: str, allreduce: str, *, offload: bool = False, dtype: str = "fp32") -> None:
     """Raises ValueError for what can't work, before anything large is loaded."""
+    if framework != "deepspeed":
+        if offload:
+            raise ValueError(f"--offload is DeepSpeed's; leave it out with --framework {framework}")
+        if dtype != "fp32":
+            raise ValueError(f"--dtype {dtype} is DeepSpeed's; --framework {framework} trains in fp32 only")
     if allreduce != "default" and framework != "ddp":
         raise ValueError(f"--allreduce {allreduce} is a hook of DDP; leave it out with --framework {framework}")
     if framework == "horovod":
@@ -47,13 +52,15 @@ def wrap(
     *,
     blocks: Collection[str] = (),
     zero_stage: int = 2,
+    offload: bool = False,
+    dtype: str = "fp32",
     allreduce: str = "default",
     anchor: bool = False,
 ) -> Training:
     """The model under `framework`, one of FRAMEWORKS. The default process group must exist.
 
-    `blocks` (class names) tells FSDP2 what to shard by itself, `zero_stage` is DeepSpeed's, `allreduce` and `anchor`
-    are DDP's (see `ddp.Anchored`).
+    `blocks` (class names) tells FSDP2 what to shard by itself, `zero_stage`, `offload` and `dtype` are DeepSpeed's,
+    `allreduce` and `anchor` are DDP's (see `ddp.Anchored`).
     """
     # each imports its framework, which the others should not pay for
     if framework == "ddp":
@@ -71,5 +78,5 @@ def wrap(
     if framework == "deepspeed":
         from agprof_workloads.frameworks import deepspeed
 
-        return deepspeed.start(model, recipe, zero_stage, dist.get_world_size())
+        return deepspeed.start(model, recipe, zero_stage, dist.get_world_size(), offload=offload, dtype=dtype)
     raise ValueError(f"unknown framework {framework!r}; choose from {', '.join(FRAMEWORKS)}")

@@ -8,6 +8,8 @@ from torch import nn
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"n_embd": 64, "n_layer": 2, "n_head": 4},
     "base": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+    # GPT-2 small as published, 124,439,808 parameters: also its 50,257 tokens and 1,024 positions
+    "small": {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
 }
 BLOCKS = ("GPT2Block",)
 METHODS = ("none", "lora", "prompt", "prefix", "ptuning", "ia3")
@@ -16,13 +18,21 @@ LORA_RANK = 8
 
 
 def build(size: str, vocabulary: int, context: int, method: str) -> nn.Module:
+    """Random weights. Sizes that name no vocabulary and positions have as many as the text needs.
+
+    Raises ValueError where the text needs more than the size has.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     # prompt-like methods put their virtual tokens before the text
     positions = context + (VIRTUAL_TOKENS if method in ("prompt", "ptuning", "prefix") else 0)
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions, bos_token_id=1, eos_token_id=1, pad_token_id=0, **SIZES[size]
-    )
+    shape = {"vocab_size": vocabulary, "n_positions": positions} | SIZES[size]
+    if positions > shape["n_positions"] or vocabulary > shape["vocab_size"]:
+        raise ValueError(
+            f"--preset {size} has {shape['n_positions']} positions and {shape['vocab_size']} tokens; "
+            f"--context {context} and --vocabulary {vocabulary} need {positions} and {vocabulary}"
+        )
+    config = GPT2Config(bos_token_id=1, eos_token_id=1, pad_token_id=0, **shape)
     model = cast(nn.Module, GPT2LMHeadModel(config))
     return model if method == "none" else with_method(model, method)
 

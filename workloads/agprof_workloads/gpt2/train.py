@@ -28,10 +28,11 @@ from agprof_workloads.gpt2.model import BLOCKS, METHODS, SIZES, build
 from agprof_workloads.text import docstrings, topics, train_tokenizer
 
 HELD_OUT = 32
-"""Blocks of text."""
+"""Blocks of text that are not trained on."""
 TOKENIZER_TEXTS = 400
 TEXTS = 1500
 """Paragraphs that are encoded."""
+DTYPES = ("fp32", "bf16")
 
 Batch = dict[str, Tensor]
 
@@ -51,6 +52,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peft", choices=METHODS, default="lora", help="what is trained; none: every parameter")
     add_options(parser, default="ddp")
     add("--zero-stage", type=int, choices=(0, 1, 2, 3), default=2, help="of --framework deepspeed")
+    add("--offload", action="store_true", help="keep the optimizer's state on the CPU; of --framework deepspeed")
+    add("--dtype", choices=DTYPES, default="fp32", help="bf16: of --framework deepspeed")
     add("--steps", type=int, default=20, help="optimizer steps")
     add("--micro-batch", type=int, default=2, help="blocks per rank and micro-step")
     add("--accumulation", type=int, default=2, help="micro-steps per optimizer step")
@@ -58,17 +61,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--vocabulary", type=int, default=1024, help="tokens of the tokenizer")
     add("--lr", type=float, default=5e-5, help="learning rate")
     add("--weight-decay", type=float, default=0.01)
+    add("--held-out", type=int, default=HELD_OUT, help="blocks to evaluate on at the end; 0: no evaluation")
     add("--seed", type=int, default=42)
     add("--loss-log", type=Path, help="file for one loss per micro-step, exactly; other ranks add .rank<n>")
     options = parser.parse_args(argv)
     for name in ("steps", "micro_batch", "accumulation", "context"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, not {getattr(options, name)}")
+    if not 0 <= options.held_out <= HELD_OUT:
+        parser.error(f"--held-out must be 0 to {HELD_OUT}, not {options.held_out}")
     return options
 
 
 def train(options: argparse.Namespace) -> None:
-    check_options(options.framework, options.allreduce)
+    check_options(options.framework, options.allreduce, offload=options.offload, dtype=options.dtype)
     device = prepare_process()
     start_group(options.framework, device)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -89,6 +95,8 @@ def train(options: argparse.Namespace) -> None:
         ),
         blocks=BLOCKS,
         zero_stage=options.zero_stage,
+        offload=options.offload,
+        dtype=options.dtype,
         allreduce=options.allreduce,
     )
     # frameworks draw different numbers of random numbers while they start; dropout must not notice
@@ -99,9 +107,11 @@ def train(options: argparse.Namespace) -> None:
     loader = DataLoader(learned, options.micro_batch, sampler=sampler, drop_last=True)
     with open_log(options.loss_log, rank) as log:
         run(training, endless(loader, sampler, device), options, say, log)
-    loss = evaluate(training, DataLoader(held_out, options.micro_batch), device)
-    # the exponential of the loss; slides that print the loss itself as perplexity are wrong
-    say(f"held out: loss {loss:.4f}, perplexity {math.exp(loss):.1f}")
+    if options.held_out:
+        held_out.tokens = held_out.tokens[: options.held_out]
+        loss = evaluate(training, DataLoader(held_out, options.micro_batch), device)
+        # the exponential of the loss; slides that print the loss itself as perplexity are wrong
+        say(f"held out: loss {loss:.4f}, perplexity {math.exp(loss):.1f}")
     for line in training.told():
         say(line)
     dist.destroy_process_group()
