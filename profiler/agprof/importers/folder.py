@@ -24,6 +24,8 @@ Progress = Callable[[str, float], None]
 ExportReport = Callable[[Path, Path], Path]
 """Has nsys export a report (first) to an SQLite file (second)."""
 _MOST_NOTES = 50
+MAX_DEPTH = 8
+"""Archives in archives: one can hold itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class _Import:
     seen: set[Path] = field(default_factory=set)
     """Every file so far, whatever it was called by."""
     unpacked: int = 0
+    depth: int = 0
+    """Archives in archives that are being unpacked."""
 
     @property
     def allowed_bytes(self) -> int | None:
@@ -200,6 +204,9 @@ def _named(work: _Import, label: str) -> Iterator[None]:
 
 
 def _unpack(work: _Import, path: Path, label: str, *, tar: bool) -> None:
+    if work.depth >= MAX_DEPTH:
+        raise TraceError(f"{label}: lies in {MAX_DEPTH} archives already; unpack what you need of them")
+    work.depth += 1
     folder = work.place()
     if tar and is_gzip(path):
         path = gunzip(path, folder / "archive.tar", work.budget)
@@ -210,6 +217,7 @@ def _unpack(work: _Import, path: Path, label: str, *, tar: bool) -> None:
     if not result.files:
         raise TraceError(f"{label}: nothing could be unpacked; {'; '.join(result.refused[:3]) or 'it is empty'}")
     _collect_all(work, result.files, label)
+    work.depth -= 1
 
 
 def _source(work: _Import, path: Path, label: str, format_: Format, *, required: bool) -> Source | None:

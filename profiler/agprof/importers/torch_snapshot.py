@@ -1,25 +1,29 @@
 """Memory snapshots of `torch.cuda.memory._dump_snapshot`: the allocator's history becomes memory events.
 
-A snapshot is a pickle, and a pickle can run any program. So it is read by an unpickler that refuses every class and
-function: dictionaries, lists, texts and numbers are all that a snapshot needs.
+A snapshot is a pickle, and a pickle can run any program. So it is read by a machine that has no opcodes for that
+(`plain_pickle`): dictionaries, lists, texts and numbers are all that a snapshot needs.
 """
 
-import pickle
+import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any
 
 from agprof.errors import TraceError
+from agprof.importers.plain_pickle import PickleRefused, load_plain
+from agprof.model.allocator_history import time_of, totals, usable
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
 MAX_BYTES = 2 * 2**30
-_ALLOCATED = {"alloc": 1, "free_requested": -1}
-"""torch's own counter of allocated bytes falls when a free is asked for, not when it is done."""
-_RESERVED = {"segment_alloc": 1, "segment_map": 1, "segment_free": -1, "segment_unmap": -1}
-_SILENT = ("free_completed", "free", "snapshot", "oom", "workspace_snapshot")
-_LARGEST = 2**62
+MEMORY_PER_BYTE = 48
+"""Memory that a snapshot may take per byte of its file; a real one takes 5 to 15."""
+FREE_MEMORY_BYTES = 64 * 2**20
+MAX_MEMORY_BYTES = 12 * 2**30
+MIN_EVENT_BYTES = 8
+"""Bytes of the file per event; a real event takes over 50. Less: the same events are listed again and again."""
+MAX_DEVICES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,16 +34,8 @@ class Snapshot:
     traces: tuple[tuple[Mapping[str, Any], ...], ...]
     """Per device, oldest first."""
 
-
-class _Refusing(pickle.Unpickler):
-    """Knows no class and no function."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        what = ascii(f"{module}.{name}"[:100])
-        raise pickle.UnpicklingError(f"it asks for {what}, and a snapshot holds plain values only: not read")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it refers to objects outside of it: not read")
+    def segments_of(self, device: int) -> list[Mapping[str, Any]]:
+        return [row for row in self.segments if row.get("device", 0) == device]
 
 
 def load(file: Path) -> Snapshot:
@@ -48,30 +44,40 @@ def load(file: Path) -> Snapshot:
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise TraceError(f"{file}: a snapshot of {size:,} bytes is more than the {MAX_BYTES:,} that are read")
-        with file.open("rb") as opened:
-            value = _unpickle(opened)
+        value = _unpickle(file, size)
     except OSError as error:
         raise TraceError(f"{file}: can't be read: {error.strerror or error}") from error
-    except TraceError:
-        raise
-    except Exception as error:
-        # A damaged pickle raises whatever its opcodes stumble over.
-        raise TraceError(f"{file}: no readable memory snapshot: {type(error).__name__}: {str(error)[:200]}") from error
+    except (PickleRefused, UnicodeDecodeError, MemoryError) as error:
+        what = str(error)[:300] or "there is not enough memory for it"
+        raise TraceError(f"{file}: no readable memory snapshot: {what}") from error
     if not isinstance(value, dict) or not isinstance(value.get("segments"), list):
         raise TraceError(f"{file}: no memory snapshot: it has no list of segments (torch.cuda.memory._dump_snapshot)")
     traces = value.get("device_traces", [])
+    devices = [device for device in (traces if isinstance(traces, list) else []) if isinstance(device, list)]
+    _check_lengths(file, size, value["segments"], devices)
     return Snapshot(
         segments=tuple(row for row in value["segments"] if isinstance(row, dict)),
-        traces=tuple(
-            tuple(row for row in device if isinstance(row, dict))
-            for device in (traces if isinstance(traces, list) else [])
-            if isinstance(device, list)
-        ),
+        traces=tuple(tuple(row for row in device if isinstance(row, dict)) for device in devices),
     )
 
 
-def _unpickle(opened: BinaryIO) -> Any:
-    return _Refusing(opened).load()
+def _unpickle(file: Path, size: int) -> Any:
+    if not size:
+        raise PickleRefused("it is empty")
+    allowed = min(MAX_MEMORY_BYTES, FREE_MEMORY_BYTES + MEMORY_PER_BYTE * size)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return load_plain(data, max_memory_bytes=allowed)
+
+
+def _check_lengths(file: Path, size: int, segments: list[Any], devices: list[list[Any]]) -> None:
+    """A list that is listed many times takes no memory, but it would take for ever to go through."""
+    blocks = (row.get("blocks") for row in segments if isinstance(row, dict))
+    listed = sum(len(rows) for rows in blocks if isinstance(rows, list)) + sum(map(len, devices))
+    if len(devices) > MAX_DEVICES or listed > FREE_MEMORY_BYTES // 1024 + size // MIN_EVENT_BYTES:
+        raise TraceError(
+            f"{file}: no memory snapshot: {listed:,} events and blocks of {len(devices):,} devices do not fit into its "
+            f"{size:,} bytes"
+        )
 
 
 def add_to(run: Path, rank: int, file: Path) -> Counter[str]:
@@ -79,13 +85,26 @@ def add_to(run: Path, rank: int, file: Path) -> Counter[str]:
 
     Raises TraceError and OSError.
     """
-    snapshot = load(file)
+    return _write_events(run, rank, load(file))
+
+
+def _write_events(run: Path, rank: int, snapshot: Snapshot) -> Counter[str]:
     writer = TraceWriter(run, rank, writer=_free_writer(run, rank))
     left_out: Counter[str] = Counter()
-    for device, events in enumerate(snapshot.traces):
-        rows = list(_events(device, events, snapshot.segments, left_out))
+    names = ("time_ns", "address", "bytes", "allocated_bytes", "reserved_bytes")
+    for device, raw in enumerate(snapshot.traces):
+        rows = [
+            (
+                total.event.time_ns,
+                total.event.address,
+                total.event.allocates * total.event.bytes,
+                total.allocated_bytes,
+                total.reserved_bytes,
+            )
+            for total in totals(usable(raw, left_out), snapshot.segments_of(device))
+            if total.event.allocates
+        ]
         if rows:
-            names = ("time_ns", "address", "bytes", "allocated_bytes", "reserved_bytes")
             columns: dict[str, list[Any]] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             columns |= {"on_device": [True] * len(rows), "device": [device] * len(rows)}
             writer.append("memory_events", columns)
@@ -95,9 +114,9 @@ def add_to(run: Path, rank: int, file: Path) -> Counter[str]:
 
 def import_alone(run: Path, rank: int, file: Path, *, rank_source: str, source: str) -> TraceMeta:
     """A rank of which there is a snapshot and no trace. Raises TraceError and OSError."""
-    left_out = add_to(run, rank, file)
     snapshot = load(file)
-    times = [time for events in snapshot.traces for event in events if (time := _time_ns(event)) is not None]
+    left_out = _write_events(run, rank, snapshot)
+    times = [time for events in snapshot.traces for event in events if (time := time_of(event)) is not None]
     meta = TraceMeta(
         format="torch snapshot",
         source=source,
@@ -117,57 +136,3 @@ def _free_writer(run: Path, rank: int) -> int:
     folder = TraceWriter(run, rank).folder
     numbers = [int(parts[1]) for file in folder.glob("*.parquet") if (parts := file.name.split("."))[1].isdigit()]
     return max(numbers, default=-1) + 1
-
-
-Row = tuple[int, int | None, int, int, int]
-
-
-def _events(
-    device: int, events: tuple[Mapping[str, Any], ...], segments: tuple[Mapping[str, Any], ...], left_out: Counter[str]
-) -> Iterator[Row]:
-    """time_ns, address, bytes, allocated and reserved afterwards, for each allocation and free.
-
-    The history begins anywhere (its ring forgets), but the segments say what is held when it ends: counted back from
-    there the totals are exact.
-    """
-    usable = []
-    for event in events:
-        time_ns, size, action = _time_ns(event), _count(event.get("size")), event.get("action")
-        if action in _SILENT:
-            continue
-        if action not in _ALLOCATED and action not in _RESERVED:
-            left_out["unknown action of the allocator"] += 1
-        elif time_ns is None:
-            left_out["no time"] += 1
-        elif size is None:
-            left_out["no size"] += 1
-        else:
-            usable.append((time_ns, _count(event.get("addr")), str(action), size))
-    held = [row for row in segments if row.get("device") == device]
-    allocated = sum(_allocated_in(row) for row in held)
-    allocated -= sum(_ALLOCATED.get(action, 0) * size for _, _, action, size in usable)
-    reserved = sum(_count(row.get("total_size")) or 0 for row in held)
-    reserved -= sum(_RESERVED.get(action, 0) * size for _, _, action, size in usable)
-    for time_ns, address, action, size in usable:
-        reserved += _RESERVED.get(action, 0) * size
-        if action in _ALLOCATED:
-            allocated += _ALLOCATED[action] * size
-            yield time_ns, address, _ALLOCATED[action] * size, allocated, reserved
-
-
-def _allocated_in(segment: Mapping[str, Any]) -> int:
-    blocks = segment.get("blocks")
-    return sum(
-        _count(block.get("size")) or 0
-        for block in (blocks if isinstance(blocks, list) else [])
-        if isinstance(block, dict) and block.get("state") == "active_allocated"
-    )
-
-
-def _time_ns(event: Mapping[str, Any]) -> int | None:
-    time_us = _count(event.get("time_us"))
-    return None if time_us is None or time_us >= _LARGEST // 1000 else time_us * 1000
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value < _LARGEST else None
