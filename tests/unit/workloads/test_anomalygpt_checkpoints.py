@@ -70,6 +70,21 @@ def imagebind_file(folder: Path, model: AnomalyGPT) -> tuple[Path, dict[str, tor
     return path, state
 
 
+def test_a_model_with_all_towers_loads_them_all(tmp_path: Path) -> None:
+    from agprof_workloads.anomalygpt.imagebind import ImageBind
+
+    encoder = ImageBind(TINY, unused_towers=True)
+    state = {name: torch.randn_like(value) for name, value in encoder.state_dict().items()}
+    torch.save(state, tmp_path / "all.pth")
+    loaded = checkpoints.load_imagebind(encoder, tmp_path / "all.pth")
+    assert (loaded.keys, loaded.ignored) == (len(state), [])
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    del state["modality_trunks.imu.blocks.0.attn.bias_k"]
+    torch.save(state, tmp_path / "torn.pth")
+    with pytest.raises(ValueError, match=r"lacks 1 weights of the towers audio, depth, imu, text.*imu\.blocks\.0"):
+        checkpoints.load_imagebind(encoder, tmp_path / "torn.pth")
+
+
 def test_imagebind_loads_two_towers_and_names_the_others(tmp_path: Path) -> None:
     model = tiny(1)
     path, state = imagebind_file(tmp_path, model)

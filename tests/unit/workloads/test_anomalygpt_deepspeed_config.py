@@ -8,6 +8,7 @@ import torch
 
 from agprof_workloads.anomalygpt import deepspeed_config
 from agprof_workloads.anomalygpt.deepspeed_config import Setup, accepted, original, prepared, usable_dtype
+from agprof_workloads.anomalygpt.switches import Switches
 from agprof_workloads.frameworks.deepspeed import native_ops_buildable
 
 
@@ -90,10 +91,19 @@ def test_without_offload_and_native_ops() -> None:
 
 
 def test_an_overridden_learning_rate_is_said() -> None:
-    config = original()
-    config["optimizer"]["params"]["lr"] = 1e-4
-    _, said = prepared(config, setup())
+    config, said = prepared(original(), setup())
+    assert config["optimizer"]["params"]["lr"] == 1e-4
     assert any("optimizer.lr 0.0001 has no effect" in line for line in said)
+
+
+def test_switches_mend_what_the_configuration_has_wrong() -> None:
+    mended = Switches(large_buckets=True, drop_inert_block=True, matched_lr=True)
+    config, said = prepared(original(), setup(switches=mended, trained_parameters=112_663_480))
+    zero = config["zero_optimization"]
+    assert zero["allgather_bucket_size"] == zero["reduce_bucket_size"] == 112_663_480
+    assert "activation_checkpointing" not in config
+    assert config["optimizer"]["params"]["lr"] == config["scheduler"]["params"]["warmup_max_lr"] == 1e-3
+    assert not any("no effect" in line for line in said)
 
 
 def test_fp16_becomes_fp32_on_a_cpu_and_stays_on_a_gpu() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from agprof_workloads.anomalygpt.imagebind import ImageBind
 from agprof_workloads.anomalygpt.model import AnomalyGPT, choose_trainable
 from agprof_workloads.anomalygpt.sizes import FULL, SMALL, TINY
 from agprof_workloads.anomalygpt.tokenizer import HashSentenceTokenizer, HashTokenizer
@@ -73,6 +74,43 @@ def test_imagebind_has_the_checkpoint_names_and_shapes(full: AnomalyGPT) -> None
             for norm in ("norm_1", "norm_2"):
                 expected |= {f"{block}{norm}.weight": (width,), f"{block}{norm}.bias": (width,)}
     assert shapes == expected
+
+
+def test_all_six_towers_have_the_published_size_and_names() -> None:
+    with torch.device("meta"):
+        encoder = ImageBind(FULL, unused_towers=True)
+    assert parameters(encoder) == 1_200_781_057
+    assert {name: parameters(trunk) for name, trunk in encoder.modality_trunks.items()} == {
+        "vision": 629_680_640,
+        "text": 302_309_376,
+        "audio": 85_072_896,
+        "depth": 21_302_784,
+        "thermal": 85_072_896,
+        "imu": 18_920_448,
+    }
+    state = encoder.state_dict()
+    assert len(state) == 1311
+    shapes = {name: tuple(state[name].shape) for name in state}
+    expected = {
+        "modality_preprocessors.audio.pos_embedding_helper.pos_embed": (1, 229, 768),
+        "modality_preprocessors.audio.rgbt_stem.proj.weight": (768, 1, 16, 16),
+        "modality_preprocessors.depth.depth_stem.norm_layer.weight": (384,),
+        "modality_preprocessors.thermal.cls_token": (1, 1, 768),
+        "modality_preprocessors.imu.imu_stem.proj.weight": (512, 48),
+        "modality_preprocessors.imu.pos_embed": (1, 251, 512),
+        "modality_trunks.audio.blocks.11.attn.bias_k": (1, 1, 768),
+        "modality_heads.audio.2.weight": (1024, 768),
+        "modality_heads.imu.3.weight": (1024, 512),
+        "modality_postprocessors.audio.1.log_logit_scale": (),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+
+
+def test_the_whole_model_with_its_unused_towers_has_8_1_billion() -> None:
+    with torch.device("meta"):
+        tokenizers = HashSentenceTokenizer(FULL.text_vocabulary), HashTokenizer(FULL.llm_vocabulary)
+        model = AnomalyGPT(FULL, *tokenizers, unused_towers=True)
+    assert round(parameters(model) / 1e9, 3) == 8.09
 
 
 def test_faithful_mode_trains_decoder_and_prompt_learner(full: AnomalyGPT) -> None:

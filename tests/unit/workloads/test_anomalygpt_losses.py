@@ -43,3 +43,12 @@ def test_dice_averages_over_samples_not_pixels() -> None:
     p = torch.stack([torch.ones(2, 2), torch.zeros(2, 2)])
     t = torch.stack([torch.ones(2, 2), torch.ones(2, 2)])
     assert dice(p, t).item() == pytest.approx((0 + (1 - 1 / 5)) / 2, rel=1e-6)
+
+
+def test_the_one_hot_target_is_the_same_by_way_of_the_host_and_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(2, 224, 224, generator=generator) > 0.5).float()
+    abnormal = torch.rand(2, 224, 224, generator=generator)
+    probabilities = torch.stack([1 - abnormal, abnormal], dim=1)
+    by_the_host = focal(probabilities, target)
+    assert torch.equal(by_the_host, focal(probabilities, target, on_device=True))

@@ -11,6 +11,7 @@ from torch import nn
 from agprof_workloads.anomalygpt import checkpoints
 from agprof_workloads.anomalygpt.model import AnomalyGPT
 from agprof_workloads.anomalygpt.sizes import SIZES
+from agprof_workloads.anomalygpt.switches import chosen
 from agprof_workloads.anomalygpt.tokenizer import (
     ClipTokenizer,
     HashSentenceTokenizer,
@@ -73,7 +74,8 @@ def build_model(options: argparse.Namespace, device: torch.device, say: Callable
                 tokenizer,
                 llm=llm,
                 longest_text=options.longest_text,
-                cache_text=options.cache_text,
+                switches=chosen(options),
+                unused_towers=options.unused_towers,
             )
     finally:
         torch.set_default_dtype(usual)

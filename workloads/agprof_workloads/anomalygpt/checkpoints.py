@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-TOWERS = ("vision", "text")
 DELTA_FILE = "pytorch_model.pt"
 
 
@@ -21,13 +20,17 @@ class Loaded:
 
 
 def load_imagebind(encoder: nn.Module, path: Path) -> Loaded:
-    """``imagebind_huge.pth``: the vision and text towers, strictly; the others are named and left out."""
+    """``imagebind_huge.pth``: the towers that `encoder` has, strictly; the others are named and left out."""
     state = read(path)
-    ours = {key: value for key, value in state.items() if key.split(".")[1] in TOWERS}
+    wanted = encoder.state_dict().keys()
+    towers = {key.split(".")[1] for key in wanted}
+    ours = {key: value for key, value in state.items() if key.split(".")[1] in towers}
     others = sorted({key.split(".")[1] for key in state.keys() - ours.keys()})
-    missing = encoder.state_dict().keys() - ours.keys()
+    missing = wanted - ours.keys()
     if missing:
-        raise ValueError(f"{path}: lacks {len(missing)} weights of the vision and text towers, first {min(missing)}")
+        raise ValueError(
+            f"{path}: lacks {len(missing)} weights of the towers {', '.join(sorted(towers))}, first {min(missing)}"
+        )
     encoder.load_state_dict(ours, strict=True)
     return Loaded(len(ours), others)
 

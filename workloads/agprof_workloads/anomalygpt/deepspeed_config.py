@@ -2,20 +2,22 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agprof_workloads.anomalygpt.switches import Switches
 from agprof_workloads.frameworks.training import Recipe, warmup_decay
 
 Config = dict[str, Any]
 
 BUCKET_ELEMENTS = 50_000
 PEAK_LEARNING_RATE = 1e-3
+OPTIMIZER_LEARNING_RATE = 1e-4
+"""The lower rate that a fork of the original meant to train with. The scheduler overrides it."""
 MIN_WARMUP_STEPS = 10
 WARMUP_SHARE = 0.1
 ADAM_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
@@ -24,7 +26,7 @@ PRECISIONS = ("fp16", "bf16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a run decides; everything else is the original's."""
+    """What a run decides; everything else is the original's, with its habits or, by ``switches``, without."""
 
     micro_batch: int
     accumulation: int
@@ -34,10 +36,16 @@ class Setup:
     dtype: str
     schedule_steps: int
     native_ops: bool
+    trained_parameters: int | None = None
+    """Needed by the switch ``large_buckets`` only."""
+    switches: Switches = field(default_factory=Switches)
 
 
 def original() -> Config:
-    """The published configuration, with its mistakes: ``opt_level`` is no DeepSpeed key, nor is bf16's ``enable``."""
+    """The published configuration, with its mistakes: ``opt_level`` is no DeepSpeed key, nor is bf16's ``enable``.
+
+    Later commits lowered the optimizer's rate, which changed nothing: the scheduler sets it.
+    """
     return {
         "train_batch_size": 16,
         "train_micro_batch_size_per_gpu": 1,
@@ -56,7 +64,7 @@ def original() -> Config:
         "bf16": {"enable": True},
         "optimizer": {
             "type": "Adam",
-            "params": {"lr": PEAK_LEARNING_RATE, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-3},
+            "params": {"lr": OPTIMIZER_LEARNING_RATE, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 1e-3},
         },
         "scheduler": {
             "type": "WarmupDecayLR",
@@ -89,6 +97,10 @@ def prepared(config: Config, setup: Setup) -> tuple[Config, list[str]]:
 
     zero = config.setdefault("zero_optimization", {})
     zero["stage"] = setup.zero_stage
+    if setup.switches.large_buckets and setup.trained_parameters:
+        zero["allgather_bucket_size"] = zero["reduce_bucket_size"] = max(BUCKET_ELEMENTS, setup.trained_parameters)
+    if setup.switches.drop_inert_block:
+        config.pop("activation_checkpointing", None)
     zero.pop("offload_optimizer", None)
     if setup.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -105,6 +117,8 @@ def prepared(config: Config, setup: Setup) -> tuple[Config, list[str]]:
         schedule = config["scheduler"]["params"]
         schedule["total_num_steps"] = setup.schedule_steps
         schedule["warmup_num_steps"] = max(MIN_WARMUP_STEPS, int(WARMUP_SHARE * setup.schedule_steps))
+        if setup.switches.matched_lr and "warmup_max_lr" in schedule:
+            parameters["lr"] = schedule["warmup_max_lr"]
         if parameters.get("lr") != schedule.get("warmup_max_lr"):
             said.append(
                 f"optimizer.lr {parameters.get('lr')} has no effect: "
@@ -173,11 +187,6 @@ def usable_dtype(wanted: str, device: torch.device) -> tuple[str, list[str]]:
     if wanted == "fp16" and device.type == "cpu":
         return "fp32", ["fp16 is not available on this CPU: training in fp32"]
     return wanted, []
-
-
-def native_ops_buildable() -> bool:
-    """Whether DeepSpeed can compile, or load, its C++ operators: even loading built ones asks for ninja."""
-    return shutil.which("ninja") is not None and any(shutil.which(name) for name in ("c++", "g++"))
 
 
 def without_native_ops() -> str:

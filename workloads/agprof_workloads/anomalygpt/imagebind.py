@@ -1,6 +1,6 @@
 """ImageBind's vision and text towers, with the released checkpoint's parameter names.
 
-The original instantiates six towers and trains with these two; the other four would only occupy memory.
+The original instantiates six towers and runs these two; the other four only occupy memory (`unused_towers`).
 Activations run sequence-first (tokens x batch x width), as the taps are handed to the decoder in that layout.
 """
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from agprof_workloads.anomalygpt.sizes import GRID_SIDE, PATCH_SIDE, TEXT_CONTEXT, Size
+from agprof_workloads.anomalygpt.unused_towers import add_unused_towers
 
 FRAMES = 2
 """An image enters the video stem as two equal frames."""
@@ -152,7 +153,7 @@ class LogitScale(nn.Module):
 class ImageBind(nn.Module):
     """The two towers that AnomalyGPT runs. ``vision`` and ``text`` are its forward passes."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(self, size: Size, *, unused_towers: bool = False) -> None:
         super().__init__()
         self.taps = size.taps
         self.modality_preprocessors = nn.ModuleDict(
@@ -176,6 +177,8 @@ class ImageBind(nn.Module):
             }
         )
         self.modality_postprocessors = nn.ModuleDict({"text": nn.Sequential(nn.Identity(), LogitScale())})
+        if unused_towers:
+            add_unused_towers(self, size.unused_towers, size.shared_width)
 
     def vision(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """B x 3 x 224 x 224 -> unit embeddings B x shared, and four taps of 257 x B x width."""

@@ -26,6 +26,7 @@ from agprof_workloads.anomalygpt.prompts import (
     pad_right,
 )
 from agprof_workloads.anomalygpt.sizes import GRID_SIDE, IMAGE_SIDE, PROMPT_GRID_SIDE, Size
+from agprof_workloads.anomalygpt.switches import Switches
 from agprof_workloads.anomalygpt.tokenizer import SentenceTokenizer, Tokenizer
 
 SIMILARITY_SCALE = 100
@@ -35,6 +36,7 @@ QUARTER_TURNS = 4
 LORA_DROPOUT = 0.1
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LLM_CONTEXT = 2048
+FAITHFUL = Switches()
 TRAINABLE_PARTS = {
     "decoder": "image_decoder.",
     "prompt": "prompt_learner.",
@@ -82,7 +84,8 @@ class Outcome:
     language: Tensor
     focal: Tensor | None
     dice: Tensor | None
-    accuracy: Tensor
+    accuracy: Tensor | float
+    """A tensor with ``read_per_step``."""
     tokens: int
     """Tokens that the language model read, without padding."""
     samples: int
@@ -103,10 +106,11 @@ class AnomalyGPT(nn.Module):
         *,
         llm: nn.Module | None = None,
         longest_text: int = 1024,
-        cache_text: bool = False,
+        switches: Switches = FAITHFUL,
+        unused_towers: bool = False,
     ) -> None:
         super().__init__()
-        self.visual_encoder = ImageBind(size)
+        self.visual_encoder = ImageBind(size, unused_towers=unused_towers)
         self.image_decoder = ImageDecoder(size)
         self.prompt_learner = PromptLearner(size)
         self.llama_model: Any = with_lora(llm or random_llama(size), size.lora_rank)
@@ -114,8 +118,9 @@ class AnomalyGPT(nn.Module):
         self.sentence_tokenizer = sentence_tokenizer
         self.tokenizer = tokenizer
         self.longest_text = longest_text
-        self.cache_text = cache_text
+        self.switches = switches
         self.class_states: dict[str, Tensor] = {}
+        self.banks: dict[Path, list[Tensor]] = {}
         self.class_ids: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forward(self, batch: Batch) -> Outcome:
@@ -124,10 +129,10 @@ class AnomalyGPT(nn.Module):
 
         with agprof.range("vision_tower"), torch.no_grad():
             image_embedding, tapped = self.visual_encoder.vision(images)
+        if not self.switches.quiet:
+            print_samples(batch)
         with agprof.range("text_tower"):
-            states = (
-                self.remembered_states(batch.class_names) if self.cache_text else self.encode_states(batch.class_names)
-            )
+            states = self.states(batch.class_names)
         with agprof.range("decoder"):
             maps = [anomaly_maps(features, states) for features in self.image_decoder(tapped)]
             anomaly_map = torch.stack([both[:, 1] for both in maps]).mean(dim=0)
@@ -136,12 +141,12 @@ class AnomalyGPT(nn.Module):
         if batch.masks is not None:
             with agprof.range("losses"):
                 target = (batch.masks.to(weight.device) > ANOMALOUS_ABOVE).float()
-                focal_loss = torch.stack([focal(both, target) for both in maps]).sum()
+                on_device = self.switches.focal_on_device
+                focal_loss = torch.stack([focal(both, target, on_device=on_device) for both in maps]).sum()
                 dice_loss = torch.stack([dice(both[:, 1], target) for both in maps]).sum()
 
-        if batch.paths is not None and random.random() < BANK_PROBABILITY:
-            with agprof.range("memory_bank"), torch.no_grad():
-                anomaly_map = self.distance_from_normal(images, batch.paths)
+        if batch.paths is not None:
+            anomaly_map = self.with_memory_bank(anomaly_map, images, tapped, batch.paths)
 
         with agprof.range("prompt_learner"):
             prompts = self.prompt_learner(anomaly_map.unsqueeze(1).to(weight.dtype))
@@ -153,15 +158,24 @@ class AnomalyGPT(nn.Module):
             loss = answer.loss
             if focal_loss is not None and dice_loss is not None:
                 loss = loss + focal_loss + dice_loss
-            accuracy = token_accuracy(answer.logits, labels)
+            right, learned = guessed_tokens(answer.logits, labels)
+            accuracy = right / learned if self.switches.read_per_step else right.item() / learned.item()
         return Outcome(loss, answer.loss, focal_loss, dice_loss, accuracy, tokens, len(images))
 
-    def encode_states(self, class_names: list[str]) -> Tensor:
+    def states(self, class_names: list[str]) -> Tensor:
         """B x 2 x shared: what a normal and an abnormal object of each image's class reads like.
 
         The tower is frozen and the sentences are few, yet the original encodes them anew for every image of every
         step, and so does this.
         """
+        if self.switches.cache_text:
+            return self.remembered_states(class_names)
+        if self.switches.encode_class_once:
+            different = list(dict.fromkeys(class_names))
+            return self.encode_states(different)[[different.index(name) for name in class_names]]
+        return self.encode_states(class_names)
+
+    def encode_states(self, class_names: list[str]) -> Tensor:
         ids = [self.sentence_ids(name) for name in class_names]
         means = []
         for state in (0, 1):
@@ -189,24 +203,58 @@ class AnomalyGPT(nn.Module):
             self.class_ids[class_name] = (normal, abnormal)
         return self.class_ids[class_name]
 
-    def distance_from_normal(self, images: Tensor, paths: list[Path]) -> Tensor:
+    def with_memory_bank(self, anomaly_map: Tensor, images: Tensor, tapped: list[Tensor], paths: list[Path]) -> Tensor:
+        """The map, replaced by the distance from a normal image where the coin says so.
+
+        In the original for all images or none, so that some micro-steps encode nine images per image and others one.
+        """
+        coin = random.random() < BANK_PROBABILITY
+        if not self.switches.steady_bank:
+            return self.distance(images, tapped, paths) if coin else anomaly_map
+        half = slice(int(coin), None, 2)
+        replaced = anomaly_map.clone()
+        replaced[half] = self.distance(images[half], [tokens[:, half] for tokens in tapped], paths[half])
+        return replaced
+
+    def distance(self, images: Tensor, tapped: list[Tensor], paths: list[Path]) -> Tensor:
+        with agprof.range("memory_bank"), torch.no_grad():
+            query = tapped if self.switches.reuse_taps else None
+            return self.distance_from_normal(images, paths, query).float()
+
+    def distance_from_normal(self, images: Tensor, paths: list[Path], query: list[Tensor] | None = None) -> Tensor:
         """B x 224 x 224: one minus the best cosine similarity to a patch of a normal image of the same class.
 
-        The bank is the class's first training image at four quarter turns. The query is encoded a second time,
-        although its taps exist, as in the original.
+        The bank is the class's first training image at four quarter turns. Without ``query``, the images' taps, they
+        are encoded a second time, as in the original.
         """
-        bank_images = torch.stack([turn for path in paths for turn in quarter_turns(normal_example(path))])
-        _, bank = self.visual_encoder.vision(bank_images.to(images.device, images.dtype))
-        _, query = self.visual_encoder.vision(images)
+        bank = self.remembered_bank(paths) if self.switches.cache_bank else self.encode_bank(paths)
+        if not self.switches.quiet:
+            print("normal_paths:", [str(normal_example(path)) for path in paths])
+        if query is None:
+            _, query = self.visual_encoder.vision(images)
         similarities = []
-        for bank_layer, query_layer in zip(bank, query, strict=True):
-            # 257 x 4B x width -> B x 1024 x width
-            rows = bank_layer[1:].transpose(0, 1).reshape(len(images), -1, bank_layer.shape[-1])
+        for rows, query_layer in zip(bank, query, strict=True):
             patches = query_layer[1:].transpose(0, 1)
             cosines = normalize(patches, dim=-1) @ normalize(rows, dim=-1).transpose(1, 2)
             similarities.append(cosines.amax(dim=2))
         grid = torch.stack(similarities).mean(dim=0).reshape(-1, 1, GRID_SIDE, GRID_SIDE)
         return 1 - enlarged(grid).squeeze(1)
+
+    def encode_bank(self, paths: list[Path]) -> list[Tensor]:
+        """Per tap B x 1024 x width: the patches of each path's normal example at four quarter turns."""
+        weight = self.llama_proj.weight
+        turns = torch.stack([turn for path in paths for turn in quarter_turns(normal_image(path))])
+        _, bank = self.visual_encoder.vision(turns.to(weight.device, weight.dtype))
+        # 257 x 4B x width -> B x 1024 x width
+        return [layer[1:].transpose(0, 1).reshape(len(paths), -1, layer.shape[-1]) for layer in bank]
+
+    def remembered_bank(self, paths: list[Path]) -> list[Tensor]:
+        """The same, with each normal example encoded only once in the run."""
+        examples = [normal_example(path) for path in paths]
+        for path, example in zip(paths, examples, strict=True):
+            if example not in self.banks:
+                self.banks[example] = self.encode_bank([path])
+        return [torch.cat(layers) for layers in zip(*(self.banks[example] for example in examples), strict=True)]
 
     def sequence(self, image: Tensor, prompts: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, int]:
         """Embeddings, attention mask, labels and number of real tokens of the sequences that the language model reads.
@@ -252,20 +300,33 @@ def enlarged(grid: Tensor) -> Tensor:
     return interpolate(grid, size=(IMAGE_SIDE, IMAGE_SIDE), mode="bilinear", align_corners=True)
 
 
-def normal_example(path: Path) -> Tensor:
+def normal_example(path: Path) -> Path:
     """The first image in the folder that this training image comes from."""
-    return normalised(read_cropped(min(path.parent.glob("*.png"))))
+    return min(path.parent.glob("*.png"))
+
+
+def normal_image(path: Path) -> Tensor:
+    return normalised(read_cropped(normal_example(path)))
 
 
 def quarter_turns(image: Tensor) -> list[Tensor]:
     return [torch.rot90(image, turns, dims=(1, 2)) for turns in range(QUARTER_TURNS)]
 
 
-def token_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of the learned tokens that would be guessed right. As in the original, the first one is not looked at."""
+def guessed_tokens(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the learned tokens would be guessed right, and how many there are.
+
+    As in the original, the first one is not looked at.
+    """
     guessed, wanted = logits.argmax(dim=-1)[:, 1:-1], labels[:, 2:]
     counted = wanted != IGNORED
-    return ((guessed == wanted) & counted).sum() / counted.sum()
+    return ((guessed == wanted) & counted).sum(), counted.sum()
+
+
+def print_samples(batch: Batch) -> None:
+    """A line per sample, from every rank, as the original leaves them in."""
+    for name, conversation in zip(batch.class_names, batch.conversations, strict=True):
+        print("texts:", name, [turn["value"] for turn in conversation])
 
 
 def random_llama(size: Size) -> nn.Module:

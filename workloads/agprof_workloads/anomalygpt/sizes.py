@@ -11,6 +11,23 @@ PROMPT_GRID_SIDE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    width: int
+    blocks: int
+    heads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnusedTowers:
+    """The towers of ImageBind that AnomalyGPT holds and never runs."""
+
+    audio: Tower
+    depth: Tower
+    thermal: Tower
+    imu: Tower
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """Widths, depths and head counts. Images stay at 224 px with 14 px patches, so every grid is the full model's."""
 
@@ -32,6 +49,7 @@ class Size:
     llm_heads: int
     llm_vocabulary: int
     lora_rank: int
+    unused_towers: UnusedTowers
 
 
 TINY = Size(
@@ -51,6 +69,12 @@ TINY = Size(
     llm_heads=4,
     llm_vocabulary=512,
     lora_rank=8,
+    unused_towers=UnusedTowers(
+        audio=Tower(width=64, blocks=2, heads=4),
+        depth=Tower(width=32, blocks=2, heads=4),
+        thermal=Tower(width=64, blocks=2, heads=4),
+        imu=Tower(width=32, blocks=1, heads=4),
+    ),
 )
 
 SMALL = Size(
@@ -70,6 +94,12 @@ SMALL = Size(
     llm_heads=16,
     llm_vocabulary=32000,
     lora_rank=16,
+    unused_towers=UnusedTowers(
+        audio=Tower(width=384, blocks=6, heads=6),
+        depth=Tower(width=192, blocks=6, heads=4),
+        thermal=Tower(width=384, blocks=6, heads=6),
+        imu=Tower(width=256, blocks=3, heads=4),
+    ),
 )
 
 FULL = Size(
@@ -89,6 +119,12 @@ FULL = Size(
     llm_heads=32,
     llm_vocabulary=32000,
     lora_rank=32,
+    unused_towers=UnusedTowers(
+        audio=Tower(width=768, blocks=12, heads=12),
+        depth=Tower(width=384, blocks=12, heads=8),
+        thermal=Tower(width=768, blocks=12, heads=12),
+        imu=Tower(width=512, blocks=6, heads=8),
+    ),
 )
 
 SIZES = {"tiny": TINY, "small": SMALL, "full": FULL}

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 import cv2
 import torch
+from torch import Tensor
 
 import agprof
 from agprof_workloads.anomalygpt import checkpoints, deepspeed_config
@@ -27,7 +28,8 @@ from agprof_workloads.anomalygpt.miniature import miniature
 from agprof_workloads.anomalygpt.model import AnomalyGPT, Outcome, choose_trainable
 from agprof_workloads.anomalygpt.prompts import read_descriptions
 from agprof_workloads.anomalygpt.sizes import SIZES
-from agprof_workloads.frameworks.deepspeed import DeepSpeedTraining
+from agprof_workloads.anomalygpt.switches import add_switches, chosen
+from agprof_workloads.frameworks.deepspeed import DeepSpeedTraining, native_ops_buildable
 from agprof_workloads.frameworks.process import Say, open_log, prepare_process, say_on_rank_0, seed
 from agprof_workloads.frameworks.training import Training
 from agprof_workloads.frameworks.wrap import add_options, check_options, start_group, wrap
@@ -37,6 +39,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "small": {"steps": 50, "accumulation": 8, "dtype": "bf16", "workers": 4, "sft_workers": 1, "longest_text": 512},
     "full": {"steps": 50, "accumulation": 8, "dtype": "fp16", "workers": 8, "sft_workers": 1, "longest_text": 1024},
 }
+for _preset, _values in DEFAULTS.items():
+    _values["unused_towers"] = _preset == "full"
 
 FSDP_BLOCKS = ("LlamaDecoderLayer", "Block")
 """Class names of what FSDP2 gathers one at a time: layers of the language model and of the towers."""
@@ -70,7 +74,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sft-json", type=Path, help="PandaGPT's instruction JSON, instead of the miniature's")
     add("--sft-images", type=Path, help="folder of its images; default: images/ beside the JSON")
     add("--descriptions", type=Path, help="JSON {class: description}, on top of our wording")
-    add("--cache-text", action="store_true", help="encode each class's sentences once, not at every step")
+    add_switches(parser)
+    add(
+        "--unused-towers",
+        action=argparse.BooleanOptionalAction,
+        help="hold ImageBind's four towers that are never run; default: with --preset full",
+    )
     add("--workers", type=int, help="loader processes for the MVTec images")
     add("--sft-workers", type=int, help="loader processes for the instruction images")
     add("--longest-text", type=int, help="tokens of a conversation before it is cut")
@@ -95,6 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def train(options: argparse.Namespace) -> None:
     check_checkpoints(options)
+    chosen(options)  # complains about a name that there is not before anything is loaded
     check_options(options.framework, options.allreduce)
     device = prepare_process()
     if device.type == "cpu":
@@ -102,7 +112,7 @@ def train(options: argparse.Namespace) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     say = say_on_rank_0(rank)
 
-    native_ops = not options.no_native_ops and (device.type != "cpu" or deepspeed_config.native_ops_buildable())
+    native_ops = not options.no_native_ops and (device.type != "cpu" or native_ops_buildable())
     if options.framework == "deepspeed" and not native_ops:
         say(deepspeed_config.without_native_ops())
     options.dtype, said = deepspeed_config.usable_dtype(options.dtype, device)
@@ -136,31 +146,60 @@ def train(options: argparse.Namespace) -> None:
 def run(training: Training, loaders: "Loaders", options: argparse.Namespace, say: Say, log: TextIO | None) -> None:
     """The loop. A micro-step is forward, backward and step; every ``--accumulation``-th really updates the weights."""
     training.module.train()
-    losses: list[float] = []
-    accuracies: list[float] = []
+    outcomes = Outcomes(chosen(options).read_per_step)
     started = time.perf_counter()
     for batch in alternate(loaders):
         outcome: Outcome = training.forward(batch)
         training.backward(outcome.loss)
         agprof.step(tokens=outcome.tokens, samples=outcome.samples)
         updated = training.step()
-        # read every micro-step, which makes the host wait for the device, as the original's progress bar does
-        losses.append(outcome.loss.item())
-        accuracies.append(outcome.accuracy.item())
-        if log is not None:
-            log.write(f"{losses[-1]!r}\n")
+        outcomes.note(outcome)
         if not updated:
             continue
+        losses, accuracies = outcomes.read()
+        if log is not None:
+            log.writelines(f"{loss!r}\n" for loss in losses)
         now = time.perf_counter()
         say(
             f"step {training.steps}/{options.steps} loss {fmean(losses):.4f} accuracy {fmean(accuracies):.3f} "
             f"lr {training.learning_rate():.2e} {1000 * (now - started):.0f} ms"
         )
         started = now
-        losses.clear()
-        accuracies.clear()
         if training.steps >= options.steps:
             return
+
+
+class Outcomes:
+    """Losses and accuracies of an optimizer step in progress."""
+
+    def __init__(self, read_per_step: bool) -> None:
+        self.read_per_step = read_per_step
+        self.losses: list[Tensor | float] = []
+        self.accuracies: list[Tensor | float] = []
+        self.shown = ""
+
+    def note(self, outcome: Outcome) -> None:
+        """As the original, read the loss back at every micro-step: for its progress bar, and for its list of losses."""
+        loss = outcome.loss.detach()
+        if not self.read_per_step:
+            self.shown = f"loss {round(loss.item(), 4)} accuracy {outcome.accuracy}"
+        self.losses.append(loss if self.read_per_step else loss.item())
+        self.accuracies.append(outcome.accuracy)
+
+    def read(self) -> tuple[list[float], list[float]]:
+        """All since the last call, which are forgotten."""
+        losses, accuracies = read_back(self.losses), read_back(self.accuracies)
+        self.losses, self.accuracies = [], []
+        return losses, accuracies
+
+
+def read_back(values: Sequence[Tensor | float]) -> list[float]:
+    """Values on the device come over as one."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if len(tensors) != len(values):
+        return [float(value) for value in values]
+    read: list[float] = torch.stack(tensors).tolist()
+    return read
 
 
 def alternate(loaders: "Loaders") -> Iterator[Batch]:
@@ -204,6 +243,8 @@ def start_training(
         dtype=options.dtype,
         schedule_steps=steps,
         native_ops=native_ops,
+        trained_parameters=sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad),
+        switches=chosen(options),
     )
     file = options.deepspeed_config
     config, said = deepspeed_config.prepared(
