@@ -275,7 +275,12 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         """Every part of the profile step: instrument, and what makes the part or None where this rank has none."""
         from agprof.instruments.profile_step import ProfileStep, StepPart
 
-        parts: list[tuple[str, Callable[[], StepPart | None]]] = []
+        def memory_account() -> StepPart | None:
+            from agprof.instruments.memory_account import MemoryAccount
+
+            return MemoryAccount(recorder, torch) if recorder.settings.profile_step is not None else None
+
+        parts: list[tuple[str, Callable[[], StepPart | None]]] = [("memory account", memory_account)]
         profile_step = ProfileStep(recorder, torch)
         for instrument, make in parts:
             part = guard(instrument, make)()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from agprof.instruments.memory_curve import Curve
 from agprof.instruments.memory_frames import Frames, Maker, frames_of_caller
-from agprof.instruments.op_watch import Operation
+from agprof.instruments.op_places import Operation
 
 Space = Literal["device", "host"]
 
@@ -28,8 +28,8 @@ class Allocation:
     """One storage: its size, when it lived (numbers of the tracker's events), and who made it."""
 
     __slots__ = (
-        "born", "bytes", "counted", "detail", "died", "dtype", "frames", "in_pass", "is_kept", "item_bytes", "maker",
-        "module", "name", "operation", "part", "phase", "shape", "space", "with_grad",
+        "born", "bytes", "counted", "detail", "died", "dtype", "frames", "in_pass", "is_foreign", "is_kept",
+        "item_bytes", "maker", "module", "name", "operation", "part", "phase", "shape", "space", "with_grad",
     )  # fmt: skip
 
     def __init__(self, size: int, born: int, space: Space) -> None:
@@ -39,6 +39,8 @@ class Allocation:
         self.space = space
         self.counted = True
         """False: it was there before and nobody counted it among the base, so that its end frees nothing."""
+        self.is_foreign = False
+        """Its memory is not from torch's allocator: numpy's, shared with other processes, a mapped file."""
         self.part: str | None = None
         """Set by who knows its owner; otherwise `part_of` concludes it."""
         self.detail = ""
@@ -220,6 +222,7 @@ class MemoryTracker:
         record.shape = "x".join(map(str, tensor.shape))
         record.dtype = str(tensor.dtype).removeprefix("torch.")
         record.item_bytes = tensor.element_size()
+        record.is_foreign = kind == "cpu" and (not storage.resizable() or storage.is_shared())
         reference = _Reference(storage, self._died)
         reference.key = storage._cdata
         self._alive[storage._cdata] = record, reference

@@ -1,0 +1,235 @@
+"""The memory account of a rank: what stands before the profile step, and what the step's highest point is made of.
+
+The parts come from the tensors themselves (`memory_walk`, `memory_tracker`); the total comes from torch's allocators,
+which know nothing of parts. What the parts leave of the total is unexplained, and the analysis says so.
+"""
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from agprof.instruments.memory_frames import format_frames
+from agprof.instruments.memory_tensors import local
+from agprof.instruments.memory_totals import Total, Totals
+from agprof.instruments.memory_tracker import UNEXPLAINED, Allocation, MemoryTracker, Space
+from agprof.instruments.memory_walk import Owners, find_owners, gradients, owned, reducer_bytes
+from agprof.instruments.op_watch import OpWatch
+from agprof.instruments.profile_step import StepPart
+from agprof.instruments.recorder import Recorder
+
+INSTRUMENT = "memory account"
+TOP_ALLOCATIONS = 40
+CURVE_POINTS = 2000
+MAX_TEXT = 4000
+METHODS = {
+    "inputs": "tensors that the step found in datasets, or that were there when the model was called",
+    "activations": "made in forward or by the loss, still alive when backward began",
+    "temporary": "made in the step and freed in the same pass",
+    "buckets": "tensors that the framework reduces or copies gradients in",
+    "kv_cache": "made by the cache of keys and values during generation",
+}
+WALKED = "tensors that belong to modules, optimizers and the framework's own objects"
+
+Row = tuple[Any, ...]
+
+
+class MemoryAccount(StepPart):
+    """Writes `memory_parts`, `allocations`, `memory_curve` and the facts `memory.*`, on every rank."""
+
+    def __init__(self, recorder: Recorder, torch: Any) -> None:
+        self._recorder = recorder
+        self._torch = torch
+        self._totals = Totals(torch)
+        self._step = recorder.settings.profile_step or 0
+        self._tracker: MemoryTracker | None = None
+        self._owners: Owners | None = None
+        self._handle: Any = None
+        self._phase_end = recorder.guard(INSTRUMENT, self._mark_owned)
+        recorder.on_fork.append(self._totals.stop)
+        recorder.patches.on_undo(self.abandon)
+
+    # -- the profile step ------------------------------------------------------------------------------------------
+
+    def begin(self, step: int, watch: OpWatch) -> None:
+        recorder, torch = self._recorder, self._torch
+        # Before anything of ours is made.
+        totals = self._totals.now()
+        space: Space = "device" if torch.cuda.is_initialized() else "host"
+        tracker = MemoryTracker(torch, space=space, clock=recorder.clock, phase=recorder.phase)
+        self._owners = _include_all(tracker)
+        self._tracker, self._step = tracker, step
+        standing = tracker.alive_now()
+        self._write_parts("standing", standing, self._totals.begin(totals, standing, tracker), tracker)
+        tracker.on_high.append(self._high)
+        watch.listeners.append(recorder.guard(INSTRUMENT, self._listen))
+        recorder.on_phase_end.append(self._phase_ended)
+        self._hook_optimizers()
+        tracker.start()
+
+    def root(self, module: Any, number: int) -> None:
+        if self._tracker is not None and self._owners is not None:
+            prefix = "" if number == 0 else f"model{number}."
+            self._tracker.name_modules(module, prefix)
+            self._owners.name_modules(module)
+
+    def end(self, step: int) -> None:
+        tracker = self._tracker
+        if tracker is None:
+            return
+        try:
+            self._mark_owned()
+            tracker.stop()
+            peak = tracker.at_peak()
+            self._write_parts("peak", peak, self._totals.peak(peak, tracker), tracker)
+            self._write_allocations("peak", peak, tracker)
+            append = self._recorder.writer.rows("memory_curve")
+            for point in tracker.curve.points(CURVE_POINTS):
+                append((self._step, *point))
+            self._write_facts(tracker)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        tracker, self._tracker, self._owners = self._tracker, None, None
+        if tracker is not None:
+            tracker.stop()
+        if self._phase_ended in self._recorder.on_phase_end:
+            self._recorder.on_phase_end.remove(self._phase_ended)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.remove()
+        self._totals.stop()
+
+    # -- within it -------------------------------------------------------------------------------------------------
+
+    def _listen(self, operation: Any) -> None:
+        if self._tracker is not None:
+            self._tracker.listen(operation)
+            self._totals.sample(self._tracker)
+
+    def _high(self) -> None:
+        tracker, owners = self._tracker, self._owners
+        if tracker is not None and owners is not None:
+            self._totals.sample_slowly(tracker)
+            for tensor, part, detail, name in gradients(owners):
+                tracker.mark(tensor, part, detail, name)
+
+    def _phase_ended(self, _phase: str, _time_ns: int) -> None:
+        self._phase_end()
+
+    def _mark_owned(self) -> None:
+        """Say whose the storages are that were made in the step and have found an owner since."""
+        tracker, owners = self._tracker, self._owners
+        if tracker is not None and owners is not None:
+            for tensor, part, detail, name in owned(owners):
+                tracker.mark(tensor, part, detail, name)
+
+    def _hook_optimizers(self) -> None:
+        mark = self._phase_end
+
+        def step_hook(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
+            mark()
+
+        # a compiler that traces the optimizer's step must leave this out
+        step_hook._torchdynamo_disable = True  # type: ignore[attr-defined]
+        # torch.optim deletes the name `optimizer` from its namespace; the module is there all the same
+        module = importlib.import_module("torch.optim.optimizer")
+        self._handle = module.register_optimizer_step_pre_hook(step_hook)
+
+    # -- rows ------------------------------------------------------------------------------------------------------
+
+    def _write_parts(self, at: str, records: list[Allocation], totals: Iterable[Total], tracker: MemoryTracker) -> None:
+        append = self._recorder.writer.rows("memory_parts")
+        buckets = reducer_bytes(self._owners) if self._owners is not None else 0
+        for row in part_rows(self._step, at, records, totals, tracker):
+            append(row)
+        if buckets:
+            how = "as many bytes as the trained parameters have: DDP's buckets are seen by no Python object"
+            space = "device" if self._torch.cuda.is_initialized() else "host"
+            append((self._step, at, space, "buckets", "ddp reducer", buckets, None, "modelled", how))
+
+    def _write_allocations(self, at: str, records: list[Allocation], tracker: MemoryTracker) -> None:
+        append = self._recorder.writer.rows("allocations")
+        for row in allocation_rows(self._step, at, records, tracker):
+            append(row)
+
+    def _write_facts(self, tracker: MemoryTracker) -> None:
+        fact = self._recorder.fact
+        fact("memory.peak_phase", tracker.peak_phase)
+        fact("memory.peak_module", tracker.peak_module)
+        fact("memory.peak_time_ns", tracker.peak_time_ns)
+        fact("memory.method", self._totals.method)
+
+    # -- out of memory ---------------------------------------------------------------------------------------------
+
+    def account_now(self, at: str = "oom") -> tuple[list[Row], list[Row]]:
+        """Rows of `memory_parts` and `allocations` for this moment, to be called where memory ran out.
+
+        Allocates no tensor and raises nothing; what could not be found out is left out.
+        """
+        try:
+            return self._account_now(at)
+        except Exception as error:
+            self._recorder.fault(INSTRUMENT, "account_now", error)
+            return [], []
+
+    def _account_now(self, at: str) -> tuple[list[Row], list[Row]]:
+        totals = self._totals.now()
+        tracker = self._tracker
+        if tracker is None:
+            space: Space = "device" if self._torch.cuda.is_initialized() else "host"
+            tracker = MemoryTracker(self._torch, space=space, stacks=False)
+            _include_all(tracker)
+        else:
+            self._mark_owned()
+        step = self._recorder.step
+        records = sorted(tracker.alive_now(), key=lambda record: record.bytes, reverse=True)
+        parts = list(part_rows(step, at, records, self._totals.stated(totals, records), tracker))
+        allocations = list(allocation_rows(step, at, records, tracker))
+        if tracker is not self._tracker:
+            tracker.stop()
+        return parts, allocations
+
+
+def _include_all(tracker: MemoryTracker) -> Owners:
+    """Give the tracker every tensor there is, with its owner. Returns the owners."""
+    owners, tensors = find_owners()
+    for module in owners.modules:
+        owners.names.setdefault(id(module), type(module).__name__)
+    for tensor, part, detail, name in owned(owners):
+        tracker.include(tensor, part, detail, name)
+    for tensor in tensors:
+        # Results that the loop still holds, a loss or logits, keep what backward did not free.
+        is_result = tensor.requires_grad and not tensor.is_leaf
+        part, detail = ("activations", "left of the step before") if is_result else (UNEXPLAINED, "")
+        tracker.include(local(tensor), part, detail, type(tensor).__name__)
+    owners.names.clear()
+    return owners
+
+
+def part_rows(
+    step: int, at: str, records: Iterable[Allocation], totals: Iterable[Total], tracker: MemoryTracker
+) -> Iterable[Row]:
+    """Rows of `memory_parts`: the totals as they were measured, and the records summed by space, part and detail."""
+    for total in totals:
+        yield (step, at, total.space, total.part, "", total.bytes, None, "measured", total.method)
+    sums: dict[tuple[str, str, str], list[int]] = {}
+    for record in records:
+        part, detail = tracker.part_of(record)
+        if part == UNEXPLAINED or not record.bytes:
+            continue
+        found = sums.setdefault((record.space, part, detail), [0, 0])
+        found[0] += record.bytes
+        found[1] += record.bytes // record.item_bytes
+    for (space, part, detail), (size, elements) in sums.items():
+        yield (step, at, space, part, detail, size, elements, "measured", METHODS.get(part, WALKED))
+
+
+def allocation_rows(step: int, at: str, records: list[Allocation], tracker: MemoryTracker) -> Iterable[Row]:
+    """Rows of `allocations` for the first of `records`."""
+    for record in records[:TOP_ALLOCATIONS]:
+        part, _detail = tracker.part_of(record)
+        yield (
+            step, at, record.space, part, record.bytes, record.shape, record.dtype, record.operation,
+            (record.module or record.name)[:MAX_TEXT], record.phase, format_frames(record.frames)[:MAX_TEXT],
+        )  # fmt: skip
