@@ -129,6 +129,7 @@ def _print_plan(loaded: "LoadedWorkload", out: Path) -> int:
 
 def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool) -> int:
     from agprof.cli.progress import Progress
+    from agprof.launch import peak
     from agprof.launch.execute import execute
     from agprof.launch.folder import create_run_folder, remove_run_folder, write_manifest
     from agprof.launch.prepare import prepare
@@ -141,6 +142,7 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
         remove_run_folder(run_dir)  # nothing ran: an empty folder would only look like a lost run
         raise
     write_manifest(run_dir, workload, plan)
+    peak.copy_into(run_dir)
     progress = Progress(
         run_dir,
         console=console,

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from agprof.config.kernels import KernelsSection
 from agprof.config.kineto import Kineto
 from agprof.config.nsys import Nsys
+from agprof.config.peak import PeakSection
 from agprof.config.plan import Plan
 from agprof.config.section import Section as _Section
 from agprof.config.traces import TraceFormat
@@ -219,6 +220,8 @@ class Workload(_Section):
     """How `agprof plan` gets the job's model."""
     kernels: KernelsSection = Field(default_factory=KernelsSection)
     """What kernels' names mean, where agprof can't know."""
+    peak: PeakSection = Field(default_factory=PeakSection)
+    """What the device of a rank can do, where agprof's table does not know it or is to be overruled."""
 
     @model_validator(mode="after")
     def _can_work(self) -> "Workload":

@@ -18,6 +18,8 @@ def record_device(recorder: Recorder, torch: Any) -> None:
     """
     recorder.fact("omp_num_threads", int(torch.get_num_threads()))
     recorder.fact("cpu.affinity", sorted(os.sched_getaffinity(0)))
+    recorder.fact("torch.allow_tf32.matmul", _allows_tf32(torch.backends.cuda.matmul, torch))
+    recorder.fact("torch.allow_tf32.convolution", _allows_tf32(torch.backends.cudnn, torch))
     if torch.cuda.is_initialized():
         index = torch.cuda.current_device()
         properties = torch.cuda.get_device_properties(index)
@@ -28,6 +30,18 @@ def record_device(recorder: Recorder, torch: Any) -> None:
     else:
         recorder.fact("device.type", "cpu")
         recorder.fact("device.name", "CPU")
+
+
+def _allows_tf32(backend: Any, torch: Any) -> bool:
+    """Whether float32 products may run as TF32: a setting of torch, which asks no device.
+
+    torch refuses to tell by the old name what a job has set by the new one (`fp32_precision`).
+    """
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        own = getattr(getattr(backend, "conv", backend), "fp32_precision", "none")
+        return bool((torch.backends.fp32_precision if own == "none" else own) == "tf32")
 
 
 def record_model(recorder: Recorder, module: Any, root: int) -> None:
@@ -51,6 +65,45 @@ def record_model(recorder: Recorder, module: Any, root: int) -> None:
     recorder.fact(f"{prefix}.trainable_params", trainable)
     if dtypes:
         recorder.fact(f"{prefix}.dtype", max(dtypes, key=lambda name: dtypes[name]))
+    _record_transformer(recorder, getattr(module, "module", module), prefix)
+
+
+MAX_CAUSAL_PATHS = 1000
+_CONFIG = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "hidden_size",
+    "head_dim": "head_dim",
+}
+
+
+def _record_transformer(recorder: Recorder, model: Any, prefix: str) -> None:
+    """What MFU's conventions ask for: the Hugging Face config's sizes, embedding tables, which attention is causal."""
+    config = getattr(model, "config", None)
+    sizes = {key: value for key, name in _CONFIG.items() if _is_size(value := getattr(config, name, None))}
+    if {"layers", "heads", "hidden"} <= sizes.keys():
+        recorder.fact(f"{prefix}.config", sizes)
+    recorder.fact(f"{prefix}.embedding_params", _embedding_params(model))
+    causal = [path for path, module in model.named_modules() if getattr(module, "is_causal", None) is True]
+    recorder.fact(f"{prefix}.causal_attention", causal[:MAX_CAUSAL_PATHS])
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _embedding_params(model: Any) -> int:
+    """Parameters of tables that are only looked up in: not those that a linear layer shares."""
+    looked_up: dict[int, Any] = {}
+    multiplied: set[int] = set()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if type(module).__name__.endswith("Embedding"):
+            looked_up[id(weight)] = weight
+        else:
+            multiplied.add(id(weight))
+    tables = [weight for key, weight in looked_up.items() if key not in multiplied and hasattr(weight, "numel")]
+    return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in tables)
 
 
 _SHARDED = {"FSDPModule": "fsdp2", "FullyShardedDataParallel": "fsdp"}

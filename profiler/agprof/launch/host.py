@@ -41,6 +41,11 @@ def cpu_model() -> str | None:
     return _cpuinfo("model name") or platform.processor() or None
 
 
+def cpu_flags() -> str:
+    """The CPU's instruction set extensions, sorted."""
+    return " ".join(sorted((_cpuinfo("flags") or _cpuinfo("Features") or "").split()))
+
+
 def cache_dir(environ: Mapping[str, str]) -> Path:
     """agprof's own cache: $AGPROF_CACHE, else ~/.cache/agprof."""
     given = environ.get("AGPROF_CACHE")
@@ -56,7 +61,7 @@ def extensions_dir(environ: Mapping[str, str]) -> Path:
 
 def extensions_key() -> str:
     """A name that changes when compiled ops would no longer fit: they are built with -march=native."""
-    flags = sorted((_cpuinfo("flags") or _cpuinfo("Features") or "").split())
+    flags = cpu_flags().split()
     # The build's commands carry the path of torch's headers, and ninja rebuilds what other commands built.
     digest = hashlib.sha256(" ".join([*flags, sys.prefix]).encode()).hexdigest()[:8]
     # DeepSpeed compiles other sources under the same names where there is a GPU.

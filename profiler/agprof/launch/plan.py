@@ -211,14 +211,17 @@ def describe(plan: LaunchPlan) -> list[str]:
     return lines
 
 
+def without_launchers(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what a launcher, ours or another, has set for its ranks."""
+    return {
+        name: value for name, value in environ.items() if name not in _OF_RANKS and not name.startswith(_OF_LAUNCHERS)
+    }
+
+
 def _environment(
     workload: Workload, environ: Mapping[str, str], *, python: str, cores: int, notes: list[str]
 ) -> dict[str, str]:
-    env = {
-        name: value
-        for name, value in {**environ, **workload.launch.env}.items()
-        if name not in _OF_RANKS and not name.startswith(_OF_LAUNCHERS)
-    }
+    env = without_launchers({**environ, **workload.launch.env})
     if not env.get("OMP_NUM_THREADS"):
         # More threads than cores make ranks wait for one another by factors, not by percents.
         env["OMP_NUM_THREADS"] = str(max(1, cores // workload.launch.ranks_per_node))

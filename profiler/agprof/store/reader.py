@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from agprof.errors import StoreError
+from agprof.model.ceilings import MeasuredCeiling, read_ceiling
 from agprof.model.plan_answers import PlanAnswer
 from agprof.model.plan_json import plan_from_dict
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Scope, Table, Type
@@ -20,6 +21,7 @@ from agprof.store.traces import RankTrace, read_traces
 _DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
 _ROWS_PER_PART = 65_536
 """Rows kept as Python lists at a time; a data frame needs a tenth of their memory."""
+_MAX_CEILINGS = 1000
 _STREAM_NAME = re.compile(r"(?:rank|node)-(\d+)\.(\d+)" + re.escape(layout.SUFFIX))
 
 
@@ -55,6 +57,8 @@ class Run:
     """What could not be read, in sentences."""
     traces: Mapping[int, RankTrace] = field(default_factory=dict)
     """Device traces by rank; {} when there are none."""
+    ceilings: tuple[MeasuredCeiling, ...] = ()
+    """What `agprof peak` had measured on the launching machine's devices when the run began."""
     plan: PlanAnswer | None = None
     """plan.json: what `agprof plan` said of the job; None when it was not asked."""
 
@@ -93,6 +97,7 @@ def read_run(path: Path) -> Run:
         streams=tuple(streams),
         tables={table.name: _concatenate(table, parts[table.name]) for table in TABLES},
         traces=read_traces(path, problems),
+        ceilings=_read_ceilings(path, problems),
         plan=_read_plan(path / layout.PLAN, problems),
         problems=tuple(problems),
     )
@@ -107,6 +112,22 @@ def _read_plan(path: Path, problems: list[str]) -> PlanAnswer | None:
     except ValueError as error:
         problems.append(f"{path.name} can't be used: {error}")
         return None
+
+
+def _read_ceilings(run: Path, problems: list[str]) -> tuple[MeasuredCeiling, ...]:
+    file = _read_json(run / layout.PEAK, problems)
+    if file is None:
+        return ()
+    listed = file.get("ceilings")
+    found = []
+    for number, value in enumerate(listed[:_MAX_CEILINGS] if isinstance(listed, list) else ()):
+        try:
+            found.append(read_ceiling(value))
+        except ValueError as error:
+            problems.append(f"{layout.PEAK}: ceiling {number} {error}; left out")
+    if not isinstance(listed, list):
+        problems.append(f"{layout.PEAK} has no list of ceilings")
+    return tuple(found)
 
 
 def _concatenate(table: Table, frames: list[pl.DataFrame]) -> pl.DataFrame:
