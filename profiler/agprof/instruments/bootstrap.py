@@ -178,6 +178,8 @@ def _watch_exceptions(recorder: Any) -> None:
         @functools.wraps(previous)
         def hook(kind: Any, error: Any, trace: Any) -> Any:
             with contextlib.suppress(Exception):
+                # First of all: it sets memory free that the rest may need.
+                recorder.failing(error, uncaught=True)
                 recorder.end_reason = f"exception {kind.__name__}"
                 recorder.mark(f"uncaught {kind.__name__}")
             return previous(kind, error, trace)
@@ -191,6 +193,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     """One entry per instrument; one that fails to be imported or to arm is a fault and the others go on."""
     guard = recorder.guard
     at_root: list[Callable[[Any], Any]] = []
+    step_parts: list[Any] = []
 
     def on_root(module: Any) -> None:
         for callback in list(at_root):
@@ -259,6 +262,15 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
 
         memory.arm(recorder, torch)
 
+    def arm_oom() -> None:
+        from agprof.instruments.memory_account import MemoryAccount
+        from agprof.instruments.oom import OomWatch
+
+        account = next((part for part in step_parts if isinstance(part, MemoryAccount)), None)
+        watch = OomWatch(recorder, torch, (account or MemoryAccount(recorder, torch)).account_now)
+        watch.arm()
+        at_root.append(guard("oom", watch.on_root))
+
     def arm_optimizer_state() -> None:
         from agprof.instruments import optimizer_state
 
@@ -285,6 +297,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         for instrument, make in parts:
             part = guard(instrument, make)()
             if part is not None:
+                step_parts.append(part)
                 profile_step.add(instrument, part)
         profile_step.arm()
         at_root.append(guard("profile step", profile_step.on_root))
@@ -316,6 +329,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     guard("optimizer state", arm_optimizer_state)()
     guard("flops", arm_flops)()
     guard("profile step", arm_profile_step)()
+    guard("oom", arm_oom)()
     guard("comm", arm_comm)()
     guard("rlhf", arm_rlhf)()
 

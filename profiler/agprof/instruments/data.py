@@ -33,6 +33,9 @@ def arm(recorder: Recorder, dataloader: Any) -> None:
             span = open_phase()
             try:
                 batch = original(self)
+            except (MemoryError, RuntimeError) as error:
+                recorder.failing(error)
+                raise
             finally:
                 if span is not None:
                     close_phase(span)

@@ -6,6 +6,7 @@ boundary. Pipeline engines make their updates in `_take_model_step`, which `step
 """
 
 import functools
+import sys
 from typing import Any
 
 from agprof.instruments.recorder import Recorder
@@ -79,10 +80,15 @@ class EnginePhases:
         @functools.wraps(original)
         def step(engine: Any, *args: Any, **kwargs: Any) -> Any:
             opened = begin(engine) if loop.enter_engine() else None
+            failed = True
             try:
-                return original(engine, *args, **kwargs)
+                result = original(engine, *args, **kwargs)
+                failed = False
+                return result
             finally:
                 loop.leave_engine()
+                if failed:
+                    recorder.failing(sys.exc_info()[1])
                 if opened is not None:
                     end(engine, *opened)
 

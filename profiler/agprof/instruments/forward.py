@@ -28,6 +28,8 @@ class _Inside(threading.local):
         self.root: Any = None
         self.handle: Any = None
         self.steps = 0
+        self.handled: Any = None
+        """Number of the exception that was being handled when it began: a failed call has another."""
 
 
 class ForwardPhases:
@@ -92,6 +94,7 @@ class ForwardPhases:
             inside.root = module
         inside.calls = 1
         inside.steps = 0
+        inside.handled = _handled()
         self._hooks.pop(self._key, None)
         self._announce(module)
         self._recorder.note_forward(self._torch.is_grad_enabled())
@@ -101,6 +104,8 @@ class ForwardPhases:
         inside = self._inside
         inside.calls -= 1
         if inside.calls <= 0:
+            if _handled() != inside.handled:
+                self._recorder.failing(sys.exc_info()[1])
             self._reset()
 
     def _reset(self) -> None:
@@ -190,6 +195,12 @@ class ForwardPhases:
     def __reduce__(self) -> Any:
         """A module pickled during its own call must not fail; its hook comes back as one that does nothing."""
         return (_Unpickled, ())
+
+
+def _handled() -> int | None:
+    """Number of the exception that is being handled; None: none is."""
+    error = sys.exc_info()[1]
+    return None if error is None else id(error)
 
 
 def _bound(timed: Any, compiled: Any, reference: Any) -> Any:

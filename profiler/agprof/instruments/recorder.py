@@ -98,6 +98,9 @@ class Recorder:
         """Called with the number of the step that just ended, before the next begins."""
         self.on_step_end: list[Callable[[int], None]] = []
         """Called with the number of the step that just ended."""
+        self.on_failure: list[Callable[[BaseException, bool, int], None]] = []
+        """Called with (error, nobody caught it, innermost open span or -1) when an exception leaves a phase, before the
+        phase is closed, and when it ends the process. One error is seen by every phase that it leaves."""
         self.on_finish: list[tuple[str, Callable[[], None]]] = []
         """(instrument, function) called once at the end, before patches are undone."""
         self.on_fork: list[Callable[[], None]] = []
@@ -207,6 +210,13 @@ class Recorder:
     def _lose_device(self, where: str, error: Exception) -> None:
         self.device = None
         self.fault("device", where, error)
+
+    def failing(self, error: BaseException | None, *, uncaught: bool = False) -> None:
+        """An exception leaves the phase that is open, or the process."""
+        if error is not None and self.on_failure and self.enabled:
+            spans = self._thread.spans
+            for callback in self.on_failure:
+                callback(error, uncaught, spans[-1].number if spans else -1)
 
     def phase(self) -> str:
         """Innermost phase of the calling thread, `other` outside of any.

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 import threading
 import weakref
 from typing import Any
@@ -93,6 +94,8 @@ class TrainingLoop:
         state.backward_depth = max(0, state.backward_depth - 1)
         if span is None:
             return
+        if not finished:
+            self._recorder.failing(sys.exc_info()[1])
         self._backwards = max(0, self._backwards - 1)
         self._recorder.close(span)
         if finished:
