@@ -14,6 +14,18 @@ Spec = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Most:
+    """How much of what has no natural bound a page carries."""
+
+    slices: int = 120_000
+    """Of the trace's time line."""
+    steps: int = 1_000
+    """Rows of the table of steps."""
+    modules: int = 400
+    """Rows of the table of modules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
     """A figure as it is printed."""
 
@@ -76,12 +88,23 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Something drawn over a bar: a tick where `begin` and `end` are the same, else a hatched outline between them."""
+
+    begin: float
+    end: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
     """One bar of parts, for the drawings that need no JavaScript."""
 
     label: str
     parts: tuple[tuple[str, float], ...]
     """Class of the colour and value, in drawing order."""
+    marks: tuple[Mark, ...] = ()
+    """In the unit of the values, from the bar's begin."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,3 +215,5 @@ class Page:
     """Instead of cards, when nothing was measured."""
     sections: tuple[Section, ...]
     agprof_version: str
+    urgent: tuple[Section, ...] = ()
+    """What comes before the findings: memory ran out."""

@@ -47,6 +47,13 @@ def card(kpi: Kpi) -> Card:
     return Card(key=kpi.key, label=kpi.label, shown=shown(kpi.figure), note=kpi.note)
 
 
+def cards(*items: tuple[str, str, Figure, str]) -> tuple[Card, ...]:
+    """Cards of a section; none when nothing at all was measured, since the sentence says why."""
+    if all(figure.value is None for _, _, figure, _ in items):
+        return ()
+    return tuple(Card(key=key, label=label, shown=shown(figure), note=note) for key, label, figure, note in items)
+
+
 def cell(figure: Figure, divisor: float) -> Cell:
     """A figure in a column whose unit is already chosen."""
     if figure.value is None:

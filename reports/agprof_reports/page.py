@@ -5,21 +5,18 @@ from datetime import UTC, datetime
 from statistics import median
 
 from agprof.model.answers import Finding, RunAnswers
-from agprof.model.figure import Figure, Kpi
+from agprof.model.figure import Kpi
 from agprof.model.format import format_value
-from agprof_reports import rlhf, tables, trace
+from agprof_reports import compute, memory, oom, rlhf, tables, trace
 from agprof_reports.charts.communication import collectives
-from agprof_reports.charts.compute import modules
-from agprof_reports.charts.memory import memory_curves, memory_peaks
 from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
 from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
 from agprof_reports.charts.trace_time import PARTS, parts_of
-from agprof_reports.charts.trace_timeline import DRAWN_SLICES
-from agprof_reports.data import Bar, Card, Chart, FindingCard, Page, Section
-from agprof_reports.figures import SOURCES, card, shown
+from agprof_reports.data import Bar, Card, FindingCard, Most, Page, Section
+from agprof_reports.figures import SOURCES, card, cards, shown
 from agprof_reports.tables import StepGroup
 from agprof_reports.text import scale, with_unit
 
@@ -57,10 +54,12 @@ _BOUND_COLOURS = {
 """Where the colour has another name than what bounds the run."""
 
 
-def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
+def build(answers: RunAnswers, *, most: Most | None = None) -> Page:
+    most = most or Most()
     identity, verdict, quality = answers.identity, answers.verdict, answers.quality
     groups = tables.group_steps(answers.time.steps)
     run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
+    out_of_memory = oom.section(answers.memory, groups, run)
     bar, unit, bar_title, legend = _device_bar(answers) or _step_bar(answers)
     return Page(
         title=identity.name,
@@ -88,18 +87,19 @@ def build(answers: RunAnswers, *, most_slices: int = DRAWN_SLICES) -> Page:
         kpis=_kpis(answers.kpis, answers),
         kpis_sentence=_kpis_sentence(answers),
         sections=(
-            _time(answers, groups, run),
+            _time(answers, groups, run, most.steps),
             *((rlhf.section(answers.rlhf),) if answers.rlhf is not None else ()),
             _communication(answers),
-            _compute(answers),
-            *((trace.section(answers.trace, most_slices),) if answers.trace is not None else ()),
-            _memory(answers, groups, run),
+            compute.section(answers.compute, most.modules),
+            *((trace.section(answers.trace, most.slices),) if answers.trace is not None else ()),
+            memory.section(answers.memory, answers.time, groups, run),
             _system(answers, groups, run),
             _ranks(answers, groups),
             _configuration(answers),
             _quality(answers),
         ),
         agprof_version=answers.agprof_version,
+        urgent=(out_of_memory,) if out_of_memory is not None else (),
     )
 
 
@@ -187,11 +187,15 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
         figure = finding.saving_ns_per_step
         return -1.0 if figure is None or figure.value is None else figure.value
 
-    titles = TITLES if answers.trace is None else {**TITLES, trace.KEY: trace.TITLE}
-    cards = []
+    titles = {
+        **TITLES,
+        **({trace.KEY: trace.TITLE} if answers.trace is not None else {}),
+        **({oom.KEY: oom.TITLE} if answers.memory.oom is not None else {}),
+    }
+    found = []
     for finding in sorted(answers.findings, key=saving, reverse=True):
         share = saving(finding) / step_ns if step_ns else 0.0
-        cards.append(
+        found.append(
             FindingCard(
                 key=finding.key,
                 title=finding.title,
@@ -205,7 +209,7 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
                 check=finding.check,
             )
         )
-    return tuple(cards)
+    return tuple(found)
 
 
 def _findings_sentence(answers: RunAnswers) -> str:
@@ -217,14 +221,7 @@ def _findings_sentence(answers: RunAnswers) -> str:
     return "Nothing was found that is worth changing."
 
 
-def _cards(*items: tuple[str, str, Figure, str]) -> tuple[Card, ...]:
-    """Cards of a section; none when nothing at all was measured, since the sentence says why."""
-    if all(figure.value is None for _, _, figure, _ in items):
-        return ()
-    return tuple(Card(key=key, label=label, shown=shown(figure), note=note) for key, label, figure, note in items)
-
-
-def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
+def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span, most_rows: int) -> Section:
     time = answers.time
     lines = []
     if time.warmup_steps:
@@ -242,7 +239,7 @@ def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Sect
     if time.ranks:
         drawn.append(phase_bars(time))
     if groups:
-        drawn.append(steps_over_run(time, groups, run))
+        drawn.append(steps_over_run(time, groups, run, most_rows))
     if time.timeline:
         drawn.append(timeline(time))
     return Section(
@@ -268,7 +265,7 @@ def _communication(answers: RunAnswers) -> Section:
         key="communication",
         title=TITLES["communication"],
         sentence=found.sentence or "No collective was seen.",
-        cards=_cards(
+        cards=cards(
             ("calls", "collectives per step", found.calls_per_step, "per rank"),
             ("bytes", "size per step", found.bytes_per_step, "per rank"),
             ("exposed", "exposed", found.exposed_per_step, "per step"),
@@ -278,42 +275,6 @@ def _communication(answers: RunAnswers) -> Section:
         charts=(collectives(found),) if found.rows else (),
         tables=tuple(shown_tables),
         lines=tuple(lines),
-    )
-
-
-def _compute(answers: RunAnswers) -> Section:
-    found = answers.compute
-    lines: tuple[tuple[str, str], ...] = ()
-    if found.profiled_step is not None and found.modules:
-        lines = (("", f"Counted at step {found.profiled_step}, on one micro-step, forward only."),)
-    return Section(
-        key="compute",
-        title=TITLES["compute"],
-        sentence=found.sentence or "The modules were not profiled.",
-        cards=_cards(
-            ("params", "parameters", found.params, ""),
-            ("trainable", "trainable", found.trainable_params, ""),
-            ("forward", "forward", found.forward_flops_per_micro_step, "per micro-step"),
-            ("step_flops", "per step", found.flops_per_step, "forward and backward"),
-            ("rate", "rate", found.flops_per_second, "per rank"),
-        ),
-        charts=(modules(found),) if found.modules else (),
-        lines=lines,
-    )
-
-
-def _memory(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
-    found = answers.memory
-    drawn: list[Chart] = []
-    if any(curve.x_ns for curve in found.curves):
-        drawn.extend(memory_curves(found, answers.time, groups, run))
-    if any(rank.peak.value is not None for rank in found.ranks):
-        drawn.append(memory_peaks(found))
-    return Section(
-        key="memory",
-        title=TITLES["memory"],
-        sentence=found.sentence or "Memory was not measured.",
-        charts=tuple(drawn),
     )
 
 

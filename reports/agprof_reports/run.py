@@ -1,15 +1,15 @@
 """The report of one run: answers in, one self-contained HTML file out."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from agprof.model.answers import RunAnswers
-from agprof_reports import embed
-from agprof_reports.charts.trace_timeline import DRAWN_SLICES
-from agprof_reports.data import Page
+from agprof_reports import embed, trace
+from agprof_reports.data import Most, Page
 from agprof_reports.page import build
 from agprof_reports.svg import bars_svg
 from agprof_reports.text import clean
@@ -21,20 +21,27 @@ _PERCENT = re.compile(r"(\d) %")
 _SLICE_BYTES = 4
 """What a slice of a time line takes in the page, at least."""
 _LEAST_SLICES = 3_000
+_FEWER_STEPS, _FEWER_MODULES = 300, 150
+"""Rows of the longest tables, in a page that would be too large."""
 
 
 def render(answers: RunAnswers) -> bytes:
     """Return the report as one HTML file. The same answers give the same bytes.
 
-    A page that would be too large carries fewer slices of the trace's time line, and says so.
+    A page that would be too large carries fewer rows of its longest tables, then fewer slices of the trace's time
+    line, and says so.
     """
     timeline = answers.trace.timeline if answers.trace is not None else None
     slices = sum(len(lane.start_ns) for lane in timeline.lanes) if timeline is not None else 0
-    most = DRAWN_SLICES
+    most = Most()
     html = render_page(build(answers))
-    while len(html) > LIMIT_BYTES and min(most, slices) > _LEAST_SLICES:
-        most = max(min(most, slices) - (len(html) - LIMIT_BYTES) // _SLICE_BYTES - 1, _LEAST_SLICES)
-        html = render_page(build(answers, most_slices=most))
+    if len(html) > LIMIT_BYTES:
+        most = replace(most, steps=_FEWER_STEPS, modules=_FEWER_MODULES)
+        html = render_page(build(answers, most=most))
+    while len(html) > LIMIT_BYTES and min(most.slices, slices) > _LEAST_SLICES:
+        kept = min(most.slices, slices) - (len(html) - LIMIT_BYTES) // _SLICE_BYTES - 1
+        most = replace(most, slices=max(kept, _LEAST_SLICES))
+        html = render_page(build(answers, most=most))
     return html
 
 
@@ -46,10 +53,12 @@ def write(answers: RunAnswers, path: Path) -> None:
 
 
 def render_page(page: Page) -> bytes:
-    parts = [part for section in page.sections for part in section.parts]
+    sections = (*page.urgent, *page.sections)
+    parts = [part for section in sections for part in section.parts]
+    has_traces = any(section.key == trace.KEY for section in sections)
     has_slices = any(part.slices for part in parts)
     script = "".join(embed.asset(name) for name in ("report.js", *(_TIMELINE if has_slices else ())))
-    style = embed.asset("report.css") + (embed.asset("trace.css") if parts else "")
+    style = embed.asset("report.css") + (embed.asset("trace.css") if has_traces else "")
     plotly_packed, plotly_hash = embed.plotly()
     policy = (
         f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
@@ -64,7 +73,7 @@ def render_page(page: Page) -> bytes:
             style=Markup(style),
             script=Markup(script),
             plotly=plotly_packed,
-            has_charts=any(section.charts for section in page.sections) or any(part.charts for part in parts),
+            has_charts=any(section.charts for section in sections) or any(part.charts for part in parts),
         )
     )
     return text.encode("utf-8", "replace")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from agprof_reports.data import Bar
+from agprof_reports.data import Bar, Mark
 from agprof_reports.text import clean, rounded
 
 _LABEL_PERCENT = 8.0
@@ -20,8 +20,18 @@ _STROKES = {
     "idle-synchronisation": "M0 6L6 0M0 0L6 6",
     "idle-data": "M0 6L6 0",
     "idle-unknown": "M0 6L6 0",
+    "recomputed": "M0 6L6 0",
+    "master-weights": "M0 6L6 0",
+    "temporary": "M0 6L6 0",
+    "buffers": "M0 6L6 0",
+    "fragmentation": "M0 6L6 0",
+    "inputs": "M0 6L6 0M0 0L6 6",
+    "unexplained": "M0 6L6 0",
 }
 """Colours that are hatched, and how."""
+_LONGEST_LABEL = 10
+"""Characters; where one is longer, labels stand above their bars."""
+_LINE = 18
 
 
 def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
@@ -30,19 +40,30 @@ def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
     Positions are per cent of the width, so that the drawing follows the page and its text is never stretched.
     """
     height = _TALL if len(bars) <= _TALL_ROWS else _LOW
-    left = _LABEL_PERCENT if any(bar.label for bar in bars) else 0.0
-    longest = max((sum(value for _, value in bar.parts) for bar in bars), default=0.0) or 1.0
+    above = _LINE if any(len(bar.label) > _LONGEST_LABEL for bar in bars) else 0
+    left = _LABEL_PERCENT if not above and any(bar.label for bar in bars) else 0.0
+    longest = max((_length(bar) for bar in bars), default=0.0) or 1.0
     head = Markup('<svg class="bars" width="100%" height="{0}" role="img" aria-label="{1}"><desc>{1}</desc>')
     hatches = _hatches(bars, description)
-    rows = [_row(bar, i * height, height, left, (100 - left) / longest, unit, hatches) for i, bar in enumerate(bars)]
-    head = head.format(height * len(bars), clean(description))
+    rows = [
+        _row(bar, i * (height + above), height, above, left, (100 - left) / longest, unit, hatches)
+        for i, bar in enumerate(bars)
+    ]
+    head = head.format((height + above) * len(bars), clean(description))
     return Markup("\n").join([head, *_patterns(hatches), *rows, Markup("</svg>")])
+
+
+def _length(bar: Bar) -> float:
+    ends = [mark.end for mark in bar.marks]
+    return max([sum(value for _, value in bar.parts if value > 0), *ends])
 
 
 def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
     """Colour -> id of its pattern, one of its own in each drawing."""
-    names = sorted({name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES})
-    return {name: f"h{zlib.crc32(description.encode()):08x}-{i}" for i, name in enumerate(names)}
+    names = {name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES}
+    if any(mark.begin != mark.end for bar in bars for mark in bar.marks):
+        names.add("unexplained")
+    return {name: f"h{zlib.crc32(description.encode()):08x}-{i}" for i, name in enumerate(sorted(names))}
 
 
 def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
@@ -57,20 +78,34 @@ def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
 
 
 def _row(
-    bar: Bar, top: int, height: int, left: float, per_unit: float, unit: str, hatches: Mapping[str, str]
+    bar: Bar, top: int, height: int, above: int, left: float, per_unit: float, unit: str, hatches: Mapping[str, str]
 ) -> Markup:
     out = []
-    if bar.label:
-        out.append(Markup('<text x="0" y="{:.1f}">{}</text>').format(top + height / 2 + 4, clean(bar.label, 10)))
+    if bar.label and above:
+        out.append(Markup('<text x="0" y="{}">{}</text>').format(top + above - 4, clean(bar.label, 40)))
+    elif bar.label:
+        text = Markup('<text x="0" y="{:.1f}">{}</text>')
+        out.append(text.format(top + height / 2 + 4, clean(bar.label, _LONGEST_LABEL)))
     at = left
-    out.append(Markup('<svg y="{}" height="{}">').format(top + 1, height - 2))
-    total = sum(value for _, value in bar.parts) or 1.0
+    out.append(Markup('<svg y="{}" height="{}">').format(top + above + 1, height - 2))
+    total = sum(value for _, value in bar.parts if value > 0) or 1.0
     for name, value in bar.parts:
         if value > 0:
             out.append(_part(name, value, value / total, at, value * per_unit, height, unit, hatches.get(name)))
             at += value * per_unit
+    out.extend(_mark(mark, left, per_unit, hatches) for mark in bar.marks)
     out.append(Markup("</svg>"))
     return Markup("").join(out)
+
+
+def _mark(mark: Mark, left: float, per_unit: float, hatches: Mapping[str, str]) -> Markup:
+    begin, end = left + mark.begin * per_unit, left + mark.end * per_unit
+    title = Markup("<title>{}</title>").format(clean(mark.title))
+    if begin == end:
+        line = Markup('<line class="tick" x1="{0:.3f}%" x2="{0:.3f}%" y1="0" y2="100%">{1}</line>')
+        return line.format(begin, title)
+    area = Markup('<rect class="outlined" fill="url(#{})" x="{:.3f}%" width="{:.3f}%" height="100%">{}</rect>')
+    return area.format(hatches["unexplained"], begin, end - begin, title)
 
 
 def _part(
@@ -82,6 +117,8 @@ def _part(
     title = Markup("<title>{}: {} {} ({:.1%})</title>").format(word, rounded(value), unit, share)
     place = Markup('x="{:.3f}%" width="{:.3f}%" height="100%"').format(at, width)
     fill = Markup('fill="url(#{})"').format(hatch) if hatch else Markup('class="fill-{}"').format(name)
+    if name == "unexplained":
+        fill += Markup(' class="outlined"')
     if not shown:
         return Markup("<rect {} {}>{}</rect>").format(fill, place, title)
     return Markup(

@@ -16,15 +16,10 @@ from agprof.model.answers import (
     StepRow,
     UnseenRow,
 )
-from agprof.model.compute_answers import ModuleRow
 from agprof.model.figure import Curve
 from agprof.model.memory_answers import RankMemory
 from agprof_reports.columns import Field, evenly, table
-from agprof_reports.data import Cell, Table
-
-STEP_ROWS = 1_000
-"""Most rows of the table of steps."""
-MODULE_ROWS = 1_500
+from agprof_reports.data import Cell, Most, Table
 
 
 def phases(ranks: Sequence[RankPhases], names: Sequence[str]) -> Table:
@@ -69,8 +64,8 @@ def group_steps(rows: Iterable[StepRow]) -> tuple[StepGroup, ...]:
     return tuple(StepGroup(step, tuple(by_step[step])) for step in sorted(by_step))
 
 
-def steps(groups: Sequence[StepGroup], names: Sequence[str]) -> Table:
-    kept, note = evenly(groups, STEP_ROWS)
+def steps(groups: Sequence[StepGroup], names: Sequence[str], most: int) -> Table:
+    kept, note = evenly(groups, most)
     fields: list[Field[StepGroup]] = [
         Field(label="step", get=lambda g: g.step, unit="1"),
         Field(label="kind", get=lambda g: g.kind),
@@ -196,32 +191,6 @@ def unseen(rows: Sequence[UnseenRow]) -> Table:
     )
 
 
-def modules(rows: Sequence[ModuleRow]) -> Table:
-    note = ""
-    if len(rows) > MODULE_ROWS:
-        note = f"The {MODULE_ROWS:,} largest of {len(rows):,} modules; report.json has all."
-        largest = sorted(rows, key=lambda r: -(r.forward_flops or r.forward_ns or 0))[:MODULE_ROWS]
-        keep = {id(row) for row in largest}
-        rows = [row for row in rows if id(row) in keep]
-    return table(
-        "table-modules",
-        "Modules, one forward of one micro-step, descendants included",
-        rows,
-        [
-            Field(label="module", get=lambda r: "\u00a0\u00a0" * r.depth + (r.path or "(whole model)"), code=True),
-            Field(label="type", get=lambda r: r.type, code=True),
-            Field(label="calls", get=lambda r: r.calls, unit="1", source="counted"),
-            Field(label="forward", get=lambda r: r.forward_flops, unit="FLOP", source="counted"),
-            Field(label="share of FLOPs", get=lambda r: r.flops_share, unit="ratio", source="counted"),
-            Field(label="time", get=lambda r: r.forward_ns, unit="ns", source="measured", tip="under the profiler"),
-            Field(label="share of time", get=lambda r: r.time_share, unit="ratio", source="measured"),
-            Field(label="parameters", get=lambda r: r.params, unit="1", source="counted"),
-            Field(label="trainable", get=lambda r: r.trainable_params, unit="1", source="counted"),
-        ],
-        note,
-    )
-
-
 def memory_peaks(rows: Sequence[RankMemory]) -> Table:
     return table(
         "table-memory-peaks",
@@ -320,7 +289,7 @@ def pairs(key: str, caption: str, items: Sequence[tuple[str, str]], heads: tuple
 
 def spans(totals: Sequence[tuple[int, str, str, int, int, int]]) -> Table:
     """Rank, lane, name, count, sum and longest, in ns, over the window."""
-    kept, note = evenly(sorted(totals, key=lambda r: (r[0], -r[4])), STEP_ROWS)
+    kept, note = evenly(sorted(totals, key=lambda r: (r[0], -r[4])), Most().steps)
     return table(
         "table-timeline",
         "The same summed by rank, lane and name",

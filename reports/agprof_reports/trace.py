@@ -7,8 +7,8 @@ from agprof.model.trace_answers import KernelGroup, KernelRow, LaunchRow, TraceA
 from agprof_reports import trace_tables
 from agprof_reports.charts.trace_memory import memory
 from agprof_reports.charts.trace_time import device_steps, device_time
-from agprof_reports.charts.trace_timeline import DRAWN_SLICES, slices
-from agprof_reports.data import Part, Section, Slices, Table
+from agprof_reports.charts.trace_timeline import slices
+from agprof_reports.data import Most, Part, Section, Slices, Table
 from agprof_reports.text import clean, with_unit
 
 KEY, TITLE = "trace", "Device trace"
@@ -22,7 +22,7 @@ _NO_CAUSE = frozenset({"launch not in the trace", "no operator", "no module", "o
 """Names of groups that say that a cause is not known: no answer to what caused most."""
 
 
-def section(found: TraceAnswer, most_slices: int = DRAWN_SLICES) -> Section:
+def section(found: TraceAnswer, most_slices: int = Most().slices) -> Section:
     parts = (
         _time(found),
         _timeline(found, most_slices),

@@ -81,7 +81,7 @@ def curves_chart(
     if len(curves) > DIRECT_LABELS:
         return _heat(key, title, curves, (divisor, unit), run, table, titled=titled)
     marks = step_marks(groups, named=False)
-    drawn = [_thin(curve, divisor) for curve in curves]
+    drawn = [thin(curve, 1e9, divisor) for curve in curves]
     top = max((y for points in drawn for _, y in points if y is not None), default=0.0) * 1.1 or 1.0
     low = min((y for points in drawn for _, y in points if y is not None), default=0.0)
     span = [min(low * 1.1, 0.0), top]
@@ -189,10 +189,10 @@ def _heat(
     )
 
 
-def _thin(curve: Curve, divisor: float) -> list[Point]:
-    """Points of a curve in seconds; of long ones the lowest and highest of each bucket, in their order."""
+def thin(curve: Curve, ticks: float, divisor: float) -> list[Point]:
+    """Points of a curve, x over `ticks` and y over `divisor`; of long ones the lowest and highest of each bucket."""
     points: list[Point] = [
-        (seconds(x), None if y is None or not math.isfinite(y) else short(y / divisor))
+        (round(x / ticks, 4), None if y is None or not math.isfinite(y) else short(y / divisor))
         for x, y in zip(curve.x_ns, curve.y, strict=True)
     ]
     if len(points) <= DRAWN_POINTS:

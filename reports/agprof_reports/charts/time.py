@@ -80,7 +80,7 @@ def phase_bars(time: TimeAnswer) -> Chart:
     )
 
 
-def steps_over_run(time: TimeAnswer, groups: Sequence[StepGroup], run: Span) -> Chart:
+def steps_over_run(time: TimeAnswer, groups: Sequence[StepGroup], run: Span, most_rows: int) -> Chart:
     kept, note = slowest_of_each(groups, DRAWN_STEPS)
     rows = [group.slowest for group in kept]
     divisor, unit = scale((row.duration_ns for row in rows), "ns")
@@ -155,7 +155,7 @@ def steps_over_run(time: TimeAnswer, groups: Sequence[StepGroup], run: Span) -> 
         "are shaded; they are left out of all statistics.",
         height=280,
         spec={"data": data, "layout": layout},
-        table=tables.steps(groups, PHASES),
+        table=tables.steps(groups, PHASES, most_rows),
         legend=LEGEND,
         note=note,
         axis="run",

@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from agprof.model.trace_answers import CriticalPath, CriticalSegment, TraceLane, TraceTimeline
 from agprof_reports.columns import Field, table
-from agprof_reports.data import Slices, Table
+from agprof_reports.data import Most, Slices, Table
 from agprof_reports.text import clean, with_unit
 
-DRAWN_SLICES = 120_000
+DRAWN_SLICES = Most().slices
 """Most slices that a page carries; more would break its bound of 3 MB."""
 NAME_LIMIT = 1_000
 NAMES_BYTES = 250_000
