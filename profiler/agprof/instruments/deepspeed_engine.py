@@ -11,6 +11,7 @@ from typing import Any
 
 from agprof.instruments.recorder import Recorder
 from agprof.instruments.training import TrainingLoop
+from agprof.instruments.zero_facts import zero_facts
 
 INSTRUMENT = "deepspeed"
 
@@ -71,6 +72,8 @@ class EnginePhases:
         fact(f"{prefix}.offload_optimizer", _offloads(engine))
         fact(f"{prefix}.optimizer", type(engine.basic_optimizer).__name__ if engine.basic_optimizer else None)
         fact(f"{prefix}.config", getattr(engine._config, "_param_dict", {}))
+        for key, value in zero_facts(engine).items():
+            fact(f"{prefix}.{key}", value)
 
     def _around_step(self, original: Any) -> Any:
         recorder, loop = self._recorder, self._loop

@@ -49,26 +49,31 @@ def record_model(recorder: Recorder, module: Any, root: int) -> None:
     seen: set[int] = set()
     params = trainable = 0
     dtypes: dict[str, int] = {}
+    trained: dict[str, int] = {}
     for parameter in module.parameters():
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
         numel = int(getattr(parameter, "ds_numel", parameter.numel()))
         params += numel
-        if parameter.requires_grad:
-            trainable += numel
         dtype = str(parameter.dtype).removeprefix("torch.")
         dtypes[dtype] = dtypes.get(dtype, 0) + numel
+        if parameter.requires_grad:
+            trainable += numel
+            trained[dtype] = trained.get(dtype, 0) + numel
     prefix = "model" if root == 0 else f"model{root}"
     recorder.fact(f"{prefix}.type", type(getattr(module, "module", module)).__name__)
     recorder.fact(f"{prefix}.params", params)
     recorder.fact(f"{prefix}.trainable_params", trainable)
     if dtypes:
         recorder.fact(f"{prefix}.dtype", max(dtypes, key=lambda name: dtypes[name]))
+        recorder.fact(
+            f"{prefix}.params_by_dtype", {name: [size, trained.get(name, 0)] for name, size in dtypes.items()}
+        )
+        recorder.fact(f"{prefix}.largest_layer_params", _largest_layer(module))
     _record_transformer(recorder, getattr(module, "module", module), prefix)
 
 
-MAX_CAUSAL_PATHS = 1000
 _CONFIG = {
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -78,14 +83,12 @@ _CONFIG = {
 
 
 def _record_transformer(recorder: Recorder, model: Any, prefix: str) -> None:
-    """What MFU's conventions ask for: the Hugging Face config's sizes, embedding tables, which attention is causal."""
+    """What PaLM's formula asks for: the Hugging Face config's sizes, and embedding tables."""
     config = getattr(model, "config", None)
     sizes = {key: value for key, name in _CONFIG.items() if _is_size(value := getattr(config, name, None))}
     if {"layers", "heads", "hidden"} <= sizes.keys():
         recorder.fact(f"{prefix}.config", sizes)
     recorder.fact(f"{prefix}.embedding_params", _embedding_params(model))
-    causal = [path for path, module in model.named_modules() if getattr(module, "is_causal", None) is True]
-    recorder.fact(f"{prefix}.causal_attention", causal[:MAX_CAUSAL_PATHS])
 
 
 def _is_size(value: Any) -> bool:

@@ -266,8 +266,9 @@ def _stages_1_and_2(states: ModelStates, moment: Moment) -> StateBytes:
 
     `single_partition_of_fp32_groups` is a copy also when the parameters are fp32. Gradients of one partition are
     `averaged_gradients`, in the update also an fp32 copy of it (`single_grad_partition`). Under offload the fp32
-    gradient stays (`initialize_optimizer_states`), accumulation adds `accumulated_grads_in_cpu` (whole parameters),
-    and `param_buffer_of_bit16_for_cpu_offload_groups` is a copy of the partition.
+    gradient stays (`initialize_optimizer_states`), accumulation in stage 2 adds `accumulated_grads_in_cpu` (whole
+    parameters; stage 1 accumulates on the device), and `param_buffer_of_bit16_for_cpu_offload_groups` is a copy of
+    the partition.
     """
     shard = states.trainable / states.ranks
     offload = states.offload_optimizer
@@ -275,8 +276,9 @@ def _stages_1_and_2(states: ModelStates, moment: Moment) -> StateBytes:
     buffers = NOTHING
     if offload:
         owned = states.owned if states.owned is not None else shard
-        accumulated = owned * states.parameter_bytes if states.accumulates else 0.0
-        gradients = Bytes(host=shard * FP32 + accumulated)
+        accumulated = owned * states.parameter_bytes if states.accumulates and states.stage == 2 else 0.0
+        whole = states.trainable * states.accumulated_bytes if states.stage == 1 and moment == "backward" else 0.0
+        gradients = Bytes(whole, shard * FP32 + accumulated)
         buffers = Bytes(host=shard * states.parameter_bytes)
         notes.append("the host keeps the partition's fp32 gradient and a copy of its parameters between steps")
     elif states.stage == 1 and states.parameter_bytes == 2 and states.accumulated_bytes == FP32:

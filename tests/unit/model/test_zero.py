@@ -101,6 +101,9 @@ def test_offload_in_stage_2_keeps_an_fp32_gradient_and_a_copy_on_the_host() -> N
     assert held.buffers.host == 2 * 500
     assert held_memory(replace(states, accumulates=True)).gradients.host == (4 + 2) * 500
     assert held_memory(replace(states, accumulates=True, owned=600)).gradients.host == 4 * 500 + 2 * 600
+    first = replace(states, stage=1, accumulates=True, owned=600)
+    assert held_memory(first).gradients.host == 4 * 500
+    assert held_memory(first, "backward").gradients.device == 2 * 1000
 
 
 def test_stage_3_holds_its_gradients_partition_always_and_small_parameters_whole() -> None:
