@@ -39,7 +39,7 @@ class MemoryAccount(StepPart):
     def __init__(self, recorder: Recorder, torch: Any) -> None:
         self._recorder = recorder
         self._torch = torch
-        self._totals = Totals(torch)
+        self._totals = Totals(torch, counts=recorder.settings.profile_step is not None)
         self._step = recorder.settings.profile_step or 0
         self._tracker: MemoryTracker | None = None
         self._owners: Owners | None = None
@@ -55,7 +55,7 @@ class MemoryAccount(StepPart):
         # Before anything of ours is made.
         totals = self._totals.now()
         space: Space = "device" if torch.cuda.is_initialized() else "host"
-        tracker = MemoryTracker(torch, space=space, clock=recorder.clock, phase=recorder.phase)
+        tracker = MemoryTracker(torch, space=space, clock=recorder.clock, phase=recorder.phase, meta=False)
         self._owners = _include_all(tracker)
         self._tracker, self._step = tracker, step
         standing = tracker.alive_now()
@@ -178,7 +178,7 @@ class MemoryAccount(StepPart):
         tracker = self._tracker
         if tracker is None:
             space: Space = "device" if self._torch.cuda.is_initialized() else "host"
-            tracker = MemoryTracker(self._torch, space=space, stacks=False)
+            tracker = MemoryTracker(self._torch, space=space, stacks=False, meta=False)
             _include_all(tracker)
         else:
             self._mark_owned()

@@ -25,11 +25,12 @@ class CpuAllocator:
     METHOD = "bytes that torch's CPU allocator holds, by its own counter"
 
     def __init__(self, torch: Any) -> None:
+        """With None for torch it counts nothing."""
         self._flag: Any = None
         self._counter: Any = None
-        self._owner = os.getpid()
         try:
-            self._open(torch)
+            if torch is not None:
+                self._open(torch)
         except (OSError, AttributeError, ValueError):
             self.stop()
 

@@ -38,11 +38,11 @@ class Now:
 
 
 class Totals:
-    """Allocators of this process. Counting on the CPU begins with the object and ends with `stop`."""
+    """Allocators of this process. With `counts`, counting on the CPU begins with the object and ends with `stop`."""
 
-    def __init__(self, torch: Any) -> None:
+    def __init__(self, torch: Any, *, counts: bool = True) -> None:
         self._torch = torch
-        self._cpu = CpuAllocator(torch)
+        self._cpu = CpuAllocator(torch if counts else None)
         self._malloc = malloc_reader()
         self._cuda: CudaAllocator | None = None
         self._highest_cpu = 0

@@ -80,15 +80,18 @@ class MemoryTracker:
         clock: Callable[[], int] = time.monotonic_ns,
         phase: Callable[[], str] | None = None,
         stacks: bool = True,
+        meta: bool = True,
     ) -> None:
         """`base_bytes`: held before and not given by `include`. `space`: the one whose peak is looked for; a tracker
-        on the meta device counts everything there. `phase`: name of the phase in progress."""
+        on the meta device counts everything there. `phase`: name of the phase in progress. `meta`: tensors without
+        data count as if they had it."""
         self._torch = torch
         self._tensor = torch.Tensor
         self._space: Space = space
         self._clock = clock
         self._phase = phase
         self._stacks = stacks
+        self._meta = meta
         self.on_high: list[Callable[[], None]] = []
         """Called at new highs, HIGH_STEP apart, before the operation's own temporaries are gone."""
         self.live_bytes = base_bytes
@@ -209,8 +212,10 @@ class MemoryTracker:
                 yield from self._keys(value)
 
     def _storage(self, tensor: Any) -> Any:
-        """None for tensors that have no storage of their own: sparse ones, wrappers."""
+        """None for tensors that have no storage of their own (sparse ones, wrappers) or none that counts."""
         try:
+            if not self._meta and tensor.is_meta:
+                return None
             return tensor.untyped_storage()
         except (RuntimeError, NotImplementedError):
             return None

@@ -184,8 +184,10 @@ def endless(loader: "DataLoader[Batch]", sampler: "DistributedSampler[Batch]", d
 
 
 def sizes(model: nn.Module) -> str:
-    everything = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # ZeRO-3 leaves nothing of a parameter but its partition, and its size under this name
+    sized = [(p, getattr(p, "ds_numel", p.numel())) for p in model.parameters()]
+    everything = sum(count for _p, count in sized)
+    trained = sum(count for p, count in sized if p.requires_grad)
     return f"{everything:,} parameters, {trained:,} ({trained / everything:.2%}) trained,"
 
 
