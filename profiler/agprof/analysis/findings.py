@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from agprof.analysis import findings_comm as comm
+from agprof.analysis import findings_oom as oom
 from agprof.analysis import findings_resources as resources
 from agprof.analysis import findings_time as time
 from agprof.analysis.evidence import Evidence
@@ -11,6 +12,7 @@ from agprof.model.answers import Finding
 Finder = Callable[[Evidence], Finding | None]
 
 FINDERS: tuple[Finder, ...] = (
+    oom.out_of_memory,
     resources.rank_ended,
     comm.small_messages,
     comm.exposed_communication,
@@ -24,7 +26,7 @@ FINDERS: tuple[Finder, ...] = (
     resources.oversubscribed_threads,
     resources.memory_growth,
 )
-_FIRST = ("rank-ended",)
+_FIRST = ("out-of-memory", "rank-ended")
 
 
 def find_all(evidence: Evidence) -> tuple[Finding, ...]:

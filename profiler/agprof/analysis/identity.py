@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from agprof.analysis.oom_evidence import words_on_end
 from agprof.analysis.ranks import failures_of, how_it_ended, rank_streams, where_it_ended
 from agprof.analysis.view import View
 from agprof.model.answers import Identity
@@ -151,7 +152,9 @@ def cause_of_end(view: View) -> str | None:
     for rank, failure in failures_of(view).items():
         if failure.get("stopped"):
             continue
-        return f"rank {rank} ended {where_it_ended(view, rank)}: {how_it_ended(failure)}"
+        memory = words_on_end(view, rank)
+        how = how_it_ended(failure)
+        return f"rank {rank} ended {where_it_ended(view, rank)}: {how}{f', {memory}' if memory else ''}"
     return None
 
 

@@ -71,7 +71,7 @@ def _others(evidence: Evidence, largest: str) -> tuple[str, ...]:
 
 def _leads(finding: Finding) -> bool:
     """Whether a finding is sure enough to be the next step: a rule of thumb is not."""
-    if finding.key == "rank-ended":
+    if finding.key in ("out-of-memory", "rank-ended"):
         return True
     return finding.saving_ns_per_step is not None and finding.confidence != "rule of thumb"
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import IO
 
 from agprof.errors import LaunchError
-from agprof.launch import guard, processes, shm
+from agprof.launch import guard, host_memory, processes, shm
 from agprof.launch.folder import write_json
 from agprof.launch.judge import Observed, SeenRank, judge
 from agprof.launch.nsys import collect_reports, is_undecided, stands_above
@@ -31,6 +31,7 @@ from agprof.launch.streams import AnnouncedRanks, no_rank_note
 from agprof.model.outcome import Outcome
 from agprof.model.settings import ENV_PASS, ENV_RUN_DIR, ENV_SETTINGS, NSYS_GRACE_S
 from agprof.store import layout
+from agprof.store.memory_limits import read_kills
 
 TICK_S = 0.25
 _SCAN_S = 0.02
@@ -76,6 +77,7 @@ def execute(
         deadlines = deadlines.with_more(NSYS_GRACE_S)
     started_ns = time.time_ns()
     buffers = shm.buffers()
+    kills_before = read_kills()
     with ExitStack() as stack:
         stack.enter_context(_adopting_orphans())
         signals = stack.enter_context(_catching_signals())
@@ -99,6 +101,7 @@ def execute(
     if plan.launcher == COMMAND and ENV_SETTINGS in plan.env:
         notes.extend(no_rank_note(run_dir))
     notes.extend(collect_reports(run_dir))
+    memory = host_memory.since(kills_before)
     verdict = judge(supervisor.observed(), run_dir, launcher=plan.launcher)
     outcome = Outcome(
         exit_code=verdict.exit_code,
@@ -110,7 +113,8 @@ def execute(
         launcher_exit_code=verdict.launcher_exit_code,
         sampler_exit_code=sampler_code,
         removed_shared_memory=removed,
-        notes=(*notes, *verdict.notes),
+        notes=(*notes, *verdict.notes, *host_memory.notes(memory)),
+        memory=memory,
     )
     return _write_outcome(run_dir, outcome)
 

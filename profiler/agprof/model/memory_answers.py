@@ -131,6 +131,10 @@ class OomAnswer:
     allocations: tuple[AllocationRow, ...]
     would_fit: tuple[tuple[str, str], ...]
     """(change, what it gives): `zero-stage: 2`, `frees 3.1 GiB: would fit`."""
+    certainty: Literal["known", "likely"] = "known"
+    """known: an error or the kernel's counter says so; likely: SIGKILL while memory was nearly full."""
+    caught: int = 0
+    """How often the training caught such an error and went on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

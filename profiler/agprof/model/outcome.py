@@ -29,6 +29,19 @@ class RankFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """What the kernel says of host memory on the node that launched: its limit, and whom it killed during the run."""
+
+    limit_bytes: int | None
+    limit: str | None
+    """What sets it: cgroup | host."""
+    cgroup_kills: int | None
+    """Processes of the job's cgroup that were killed for want of memory; None: no such counter."""
+    host_kills: int | None
+    """The same of the whole machine; others' processes too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended, as `outcome.json` keeps it."""
 
@@ -48,6 +61,8 @@ class Outcome:
     """Names under /dev/shm that the job left behind and that were removed."""
     notes: tuple[str, ...] = ()
     """What else there is to say about the end, in sentences."""
+    memory: HostMemory | None = None
+    """None in outcomes of before there was this."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,4 +76,6 @@ class Outcome:
         )
         for key in ("removed_shared_memory", "notes"):
             data[key] = tuple(data.get(key, ()))
+        memory = data.get("memory")
+        data["memory"] = None if memory is None else HostMemory(**memory)
         return Outcome(**data)
