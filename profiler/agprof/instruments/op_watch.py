@@ -2,57 +2,16 @@
 
 One dispatch mode feeds all instruments that look at operations (FLOPs, memory), so that a step is slowed once. It works
 the same for every framework, and for tensors without data (meta device).
-
-An operation of a backward pass belongs to the module whose forward made the autograd node that is running: at the time
-of a forward operation its node has just been numbered (`_get_sequence_nr() - 1`), and the running node tells its number
-again in backward. Inside a backward pass only recomputation runs with gradients enabled.
 """
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
-from typing import Any, Literal
+from typing import Any
 
-Pass = Literal["forward", "backward", "recomputed", "outside"]
-"""outside: neither in a call of a module nor in a backward pass (loss, optimizer, communication)."""
-
-
-class Operation:
-    """One dispatched operation. Valid only while a listener is called: holding it would keep its tensors."""
-
-    __slots__ = ("args", "duration_ns", "function", "in_pass", "kwargs", "module", "result", "root")
-
-    def __init__(self) -> None:
-        self.function: Any = None
-        """torch.ops overload, as `aten.mm.default`; a higher-order operator has no `overloadpacket`."""
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-        self.result: Any = None
-        self.in_pass: Pass = "outside"
-        self.module: Any = None
-        """Innermost module that it works for, also in backward; None when there is none."""
-        self.root: Any = None
-        """Outermost watched module of that call."""
-        self.duration_ns: int | None = None
-        """Time of the call; None where calls return before the device has done them."""
-
+from agprof.instruments.op_places import ModuleCall, Operation, OpPlaces
 
 Listener = Callable[[Operation], None]
-
-_Owner = tuple[Any, Any]
-"""Innermost and outermost module."""
-_NOBODY: _Owner = (None, None)
-
-
-class ModuleCall:
-    """A call of a module in progress."""
-
-    __slots__ = ("module", "recomputed")
-
-    def __init__(self, module: Any, recomputed: bool) -> None:
-        self.module = module
-        self.recomputed = recomputed
 
 
 class OpWatch:
@@ -71,15 +30,11 @@ class OpWatch:
         """Called when it ends, also by an exception."""
         self._on_error = on_error
         self._timed = timed
-        self._calls: list[ModuleCall] = []
-        self._owners: dict[tuple[int, int], _Owner] = {}
-        """Thread and number of an autograd node -> modules whose forward made it; each thread numbers its own."""
-        self._forward_thread = 0
-        self._outer_task: int | None = None
-        """Backward pass in progress, without those inside it (a reentrant checkpoint's)."""
+        self._places = OpPlaces(torch)
         self._watched: set[int] = set()
         self._handles: list[Any] = []
         self._mode: Any = None
+        self._removed = False
 
     # -- which modules ---------------------------------------------------------------------------------------------
 
@@ -92,8 +47,11 @@ class OpWatch:
             if id(module) in self._watched:
                 continue
             self._watched.add(id(module))
-            self._handles.append(module.register_forward_pre_hook(self._before_call))
-            self._handles.append(module.register_forward_hook(self._after_call, always_call=True))
+            try:
+                self._handles.append(module.register_forward_pre_hook(self._before_call))
+                self._handles.append(module.register_forward_hook(self._after_call, always_call=True))
+            except RuntimeError:
+                continue  # TorchScript's modules take no hooks: their operations belong to the module around them
 
     def enter(self, module: Any) -> None:
         """A call of `module` is in progress, whose pre-hooks were missed."""
@@ -102,21 +60,30 @@ class OpWatch:
     @property
     def calls(self) -> Sequence[ModuleCall]:
         """Calls in progress, outermost first."""
-        return self._calls
+        return self._places.calls
 
     def _before_call(self, module: Any, _inputs: Any) -> None:
-        call = ModuleCall(module, self._recomputes())
-        self._calls.append(call)
-        self._tell(self.on_call, call)
+        if self._removed:
+            return  # a copy that was made of a module in the step
+        try:
+            call = self._places.enter(module)
+        except Exception as error:
+            self._on_error("enter", error)
+            return
+        if call is not None:
+            self._tell(self.on_call, call)
 
     def _after_call(self, module: Any, _inputs: Any, _output: Any) -> None:
-        if not any(call.module is module for call in self._calls):
-            return  # its begin was missed
-        while self._calls:
-            call = self._calls.pop()
+        for call in self._places.leave(module):
             self._tell(self.on_return, call)
-            if call.module is module:
-                return
+
+    def __deepcopy__(self, memo: Any) -> "OpWatch":
+        """A module copied in the step keeps our hooks, which tell of the copy's calls as of its own."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """A module pickled in the step must not fail; its hooks come back as ones that do nothing."""
+        return (_Unpickled, ())
 
     # -- the mode --------------------------------------------------------------------------------------------------
 
@@ -127,6 +94,7 @@ class OpWatch:
     def start(self) -> None:
         """Watch the calling thread's operations from here on, and those of its backward passes."""
         if self._mode is None:
+            self._places.begin()
             self._mode = _mode_class()(self)
             self._mode.__enter__()
 
@@ -148,22 +116,17 @@ class OpWatch:
         """Take all hooks away. Safe to call twice."""
         for handle in self._handles:
             handle.remove()
+        self._removed = True
         self._handles.clear()
         self._watched.clear()
-        self._calls.clear()
-        self._owners.clear()
+        self._places.clear()
 
     # -- one operation -----------------------------------------------------------------------------------------------
 
-    def _recomputes(self) -> bool:
-        code = self.torch._C
-        return bool(code._current_graph_task_id() != -1 and self.torch.is_grad_enabled())
-
     def dispatched(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        operation = Operation()
-        operation.function, operation.args, operation.kwargs = function, args, kwargs
+        operation = Operation(function, args, kwargs)
         try:
-            operation.in_pass, (operation.module, operation.root) = self._place()
+            self._places.place(operation)
         except Exception as error:
             self._on_error("place", error)
         begin = perf_counter_ns()
@@ -173,33 +136,6 @@ class OpWatch:
         self._tell(self.listeners, operation)
         return result
 
-    def _place(self) -> "tuple[Pass, _Owner]":
-        code = self.torch._C
-        task, thread = code._current_graph_task_id(), threading.get_ident()
-        if task == -1:
-            self._forward_thread, self._outer_task = thread, None
-            return self._place_forward("forward", thread)
-        if self._outer_task is None:
-            self._outer_task = task
-        if self.torch.is_grad_enabled():
-            return self._place_forward("recomputed", thread)
-        node = code._current_autograd_node()
-        if node is None:
-            return "backward", _NOBODY
-        # On a GPU autograd has threads of its own. What a pass inside the pass differentiates was recomputed there.
-        made_on = self._forward_thread if task == self._outer_task else thread
-        return "backward", self._owners.get((made_on, node._sequence_nr()), _NOBODY)
-
-    def _place_forward(self, which: Literal["forward", "recomputed"], thread: int) -> "tuple[Pass, _Owner]":
-        if not self._calls:
-            # A checkpoint around bare functions recomputes without any call of a module.
-            return ("recomputed" if which == "recomputed" else "outside"), _NOBODY
-        owner = (self._calls[-1].module, self._calls[0].module)
-        # The first operation after a node was numbered is the one that it was made for; later ones with the same
-        # number run inside it (a function of its own, as a checkpoint) or have no node at all.
-        self._owners.setdefault((thread, self.torch._C._autograd._get_sequence_nr() - 1), owner)
-        return which, owner
-
     def _tell(self, listeners: Sequence[Callable[[Any], None]], what: Any) -> None:
         for listener in listeners:
             try:
@@ -208,11 +144,29 @@ class OpWatch:
                 self._on_error(getattr(listener, "__name__", "listener"), error)
 
 
+class _Unpickled:
+    """Stands for the hooks' owner in a module that was pickled in the profile step."""
+
+    def _before_call(self, _module: Any, _inputs: Any) -> None:
+        return None
+
+    def _after_call(self, _module: Any, _inputs: Any, _output: Any) -> None:
+        return None
+
+
 def _mode_class() -> Any:
     """The dispatch mode, made when torch is there."""
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class OpMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+
+    def is_composite(function: Any) -> bool:
+        return isinstance(function, torch._ops.OpOverload) and bool(
+            torch._C._dispatch_has_kernel_for_dispatch_key(function._name, composite)
+        )
+
+    class OpMode(TorchDispatchMode):
         supports_higher_order_operators = True
 
         def __init__(self, watch: OpWatch) -> None:
@@ -226,6 +180,10 @@ def _mode_class() -> Any:
             if any(hasattr(kind, "__tensor_flatten__") or kind.__name__ == "DTensor" for kind in types):
                 # A tensor made of others (DTensor): what it does with them comes here again, in local shapes.
                 return NotImplemented
+            if torch.is_inference_mode_enabled() and is_composite(func):
+                # Below autograd's key everything has been taken apart; inference has no such key.
+                with self:
+                    return func._op_dk(composite, *args, **(kwargs or {}))
             return watch.dispatched(func, args, kwargs or {})
 
     return OpMode
