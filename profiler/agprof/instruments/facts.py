@@ -54,7 +54,7 @@ def record_model(recorder: Recorder, module: Any, root: int) -> None:
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        numel = int(getattr(parameter, "ds_numel", parameter.numel()))
+        numel = _numel(parameter)
         params += numel
         dtype = str(parameter.dtype).removeprefix("torch.")
         dtypes[dtype] = dtypes.get(dtype, 0) + numel
@@ -72,6 +72,16 @@ def record_model(recorder: Recorder, module: Any, root: int) -> None:
         )
         recorder.fact(f"{prefix}.largest_layer_params", _largest_layer(module))
     _record_transformer(recorder, getattr(module, "module", module), prefix)
+
+
+def _largest_layer(module: Any) -> int:
+    """Most parameters that one module holds itself, as DeepSpeed's estimator for stage 3 takes it."""
+    own = [vars(inner).get("_parameters") or {} for inner in module.modules()]
+    return max((sum(_numel(p) for p in parameters.values() if p is not None) for parameters in own), default=0)
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 _CONFIG = {
