@@ -276,13 +276,6 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
 
         optimizer_state.arm(recorder)
 
-    def arm_flops() -> None:
-        from agprof.instruments import flops
-
-        instrument = flops.FlopsInstrument(recorder, torch)
-        instrument.arm()
-        at_root.append(guard("flops", instrument.on_root))
-
     def arm_profile_step() -> None:
         """Every part of the profile step: instrument, and what makes the part or None where this rank has none."""
         from agprof.instruments.profile_step import ProfileStep, StepPart
@@ -324,10 +317,10 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     guard("forward", arm_forward)()
     guard("data", arm_data)()
     if recorder.settings.level == "light":
+        guard("oom", arm_oom)()
         return
     guard("memory", arm_memory)()
     guard("optimizer state", arm_optimizer_state)()
-    guard("flops", arm_flops)()
     guard("profile step", arm_profile_step)()
     guard("oom", arm_oom)()
     guard("comm", arm_comm)()
