@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agprof.instruments.memory_frames import format_frames
+from agprof.instruments.memory_holders import holders
 from agprof.instruments.memory_tensors import local
 from agprof.instruments.memory_totals import Total, Totals
 from agprof.instruments.memory_tracker import UNEXPLAINED, Allocation, MemoryTracker, Space
@@ -21,8 +22,10 @@ INSTRUMENT = "memory account"
 TOP_ALLOCATIONS = 40
 CURVE_POINTS = 2000
 MAX_TEXT = 4000
+MAX_ASKED = 64
+"""Tensors without an owner, the largest, whose holders are looked for."""
 METHODS = {
-    "inputs": "tensors that the step found in datasets, or that were there when the model was called",
+    "inputs": "tensors of datasets, those that the model was called after, and what only the job itself holds",
     "activations": "made in forward or by the loss, still alive when backward began",
     "temporary": "made in the step and freed in the same pass",
     "buckets": "tensors that the framework reduces or copies gradients in",
@@ -179,7 +182,7 @@ class MemoryAccount(StepPart):
         if tracker is None:
             space: Space = "device" if self._torch.cuda.is_initialized() else "host"
             tracker = MemoryTracker(self._torch, space=space, stacks=False, meta=False)
-            _include_all(tracker)
+            _include_all(tracker, asks_holders=False)
         else:
             self._mark_owned()
         step = self._recorder.step
@@ -191,19 +194,24 @@ class MemoryAccount(StepPart):
         return parts, allocations
 
 
-def _include_all(tracker: MemoryTracker) -> Owners:
+def _include_all(tracker: MemoryTracker, *, asks_holders: bool = True) -> Owners:
     """Give the tracker every tensor there is, with its owner. Returns the owners."""
     owners, tensors = find_owners()
-    for module in owners.modules:
-        owners.names.setdefault(id(module), type(module).__name__)
     for tensor, part, detail, name in owned(owners):
         tracker.include(tensor, part, detail, name)
-    for tensor in tensors:
+    unknown = []
+    for tensor in map(local, tensors):
         # Results that the loop still holds, a loss or logits, keep what backward did not free.
-        is_result = tensor.requires_grad and not tensor.is_leaf
-        part, detail = ("activations", "left of the step before") if is_result else (UNEXPLAINED, "")
-        tracker.include(local(tensor), part, detail, type(tensor).__name__)
-    owners.names.clear()
+        if tensor.requires_grad and not tensor.is_leaf:
+            tracker.include(tensor, "activations", "left of the step before", type(tensor).__name__)
+        elif tracker.include(tensor, UNEXPLAINED, "", type(tensor).__name__):
+            unknown.append(tensor)
+    if asks_holders:
+        unknown.sort(key=lambda tensor: tensor.numel() * tensor.element_size(), reverse=True)
+        del unknown[MAX_ASKED:]
+        for tensor, holder in zip(unknown, holders(unknown, (tensors,)), strict=True):
+            if holder is not None:
+                tracker.mark(tensor, "inputs", "held by the job", holder)
     return owners
 
 

@@ -141,7 +141,7 @@ class MemoryTracker:
         if known is not None and known[0].part in (None, UNEXPLAINED):
             record = known[0]
             record.part, record.detail = part, detail
-            record.name = record.name or name
+            record.name = name or record.name
 
     def start(self) -> None:
         """Follow resizes of storages, which are no operations."""
