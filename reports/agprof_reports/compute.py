@@ -120,7 +120,7 @@ def _utilisation_sentence(found: ComputeAnswer) -> str:
     if not told:
         return "No MFU and no HFU are given: a utilisation needs a ceiling of this very device."
     kind = f" in {found.dtype}" if found.dtype else ""
-    return f"{'; '.join(told)}{kind}. Conventions differ by as much as a third: the table says which is which."
+    return f"{'; '.join(told)}{kind}. Conventions differ: the table says what each counts."
 
 
 def _percent(ratio: float) -> str:

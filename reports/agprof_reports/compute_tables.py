@@ -10,6 +10,7 @@ from agprof_reports.text import clean
 
 _PATH, _NAME = 300, 120
 """Longest names of a table with many of them, in characters."""
+_RATE = "FLOPs of all passes over their device time"
 _KINDS = {"datasheet": "data sheet", "declared": "declared", "measured": "measured"}
 
 
@@ -36,7 +37,7 @@ def ways(rows: Sequence[FlopsWay]) -> Table:
             Field(label="backward", get=lambda r: r.backward, unit="FLOP"),
             Field(label="recomputed", get=lambda r: r.recomputed, unit="FLOP", tip="not in the total"),
             Field(label="total", get=lambda r: r.total, unit="FLOP", tip="forward and backward"),
-            Field(label="of counted", get=lambda r: r.ratio_to_counted, unit="", tip="of the same scope"),
+            Field(label="of counted", get=lambda r: r.ratio_to_counted, unit="", source="modelled", tip="same scope"),
             Field(label="used", get=lambda r: "for FLOP/s and MFU" if r.used else ""),
             Field(label="note", get=lambda r: r.note),
         ],
@@ -91,9 +92,9 @@ def operations(rows: Sequence[OperationRow]) -> Table:
             Field(label="FLOPs", get=lambda r: r.flops, unit="FLOP", source="counted"),
             Field(label="share of FLOPs", get=lambda r: r.flops_share, unit="ratio", source="counted"),
             Field(label="time", get=lambda r: r.duration_ns, unit="ns", source="measured", tip="on the device"),
-            Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s"),
-            Field(label="of the data sheet", get=lambda r: r.of_datasheet, unit="ratio"),
-            Field(label="of what was achieved", get=lambda r: r.of_achievable, unit="ratio"),
+            Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s", source="modelled", tip=_RATE),
+            Field(label="of the data sheet", get=lambda r: r.of_datasheet, unit="ratio", source="modelled"),
+            Field(label="of what was achieved", get=lambda r: r.of_achievable, unit="ratio", source="modelled"),
         ],
     )
 
@@ -134,11 +135,12 @@ def modules(rows: Sequence[ModuleRow], most: int) -> Table:
         Field(label="share of time", get=lambda r: r.time_share, unit="ratio", source="measured"),
         *flops,
         Field(label="share of FLOPs", get=lambda r: r.flops_share, unit="ratio", source="counted"),
-        Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s"),
+        Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s", source="modelled", tip=_RATE),
         Field(
             label="of the ceiling",
             get=lambda r: r.of_ceiling,
             unit="ratio",
+            source="modelled",
             tip="measured where there is one, else the data sheet's",
         ),
         Field(label="FLOP per byte", get=lambda r: r.intensity, unit="", source="modelled"),
@@ -171,7 +173,7 @@ def roofline(rows: Sequence[RooflinePoint]) -> Table:
             ),
             Field(label="FLOP per byte", get=lambda r: r.intensity, unit="", source="modelled"),
             Field(label="time", get=lambda r: r.duration_ns, unit="ns", source="measured", tip="on the device"),
-            Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s"),
+            Field(label="rate", get=lambda r: r.flops_per_second, unit="FLOP/s", source="modelled", tip=_RATE),
             Field(label="roof", get=lambda r: r.roof_flops_per_second, unit="FLOP/s", source="modelled"),
             Field(label="of the roof", get=of_roof, unit="ratio", source="modelled"),
             Field(label="bound by", get=lambda r: r.bound_by),

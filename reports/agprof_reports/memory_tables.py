@@ -53,12 +53,17 @@ def parts(key: str, rows: Sequence[MemoryAccount]) -> Table:
             lines.append((item, part, "", part.bytes))
             lines.extend((item, part, detail, size) for detail, size in part.details)
     several = len(rows) > 1
+    by_formula: list[Field[tuple[MemoryAccount, MemoryPart, str, float]]] = [
+        Field(label="by formula", get=lambda r: None if r[2] else r[1].formula_bytes, unit="bytes", source="modelled"),
+        Field(label="measured / formula", get=_of_formula, unit="", source="modelled"),
+    ]
+    if all(part.formula_bytes is None for item in rows for part in item.parts):
+        by_formula = []
     fields: list[Field[tuple[MemoryAccount, MemoryPart, str, float]]] = [
         Field(label="part", get=lambda r: f"\u00a0\u00a0{clean(r[2], NAME)}" if r[2] else word_of(r[1].part)),
         Field(label="size", get=lambda r: r[3], unit="bytes"),
-        Field(label="share", get=lambda r: None if r[2] else r[1].share, unit="ratio"),
-        Field(label="by formula", get=lambda r: None if r[2] else r[1].formula_bytes, unit="bytes", source="modelled"),
-        Field(label="measured / formula", get=_of_formula, unit=""),
+        Field(label="share", get=lambda r: None if r[2] else r[1].share, unit="ratio", source="modelled"),
+        *by_formula,
         Field(label="source", get=lambda r: "" if r[2] else r[1].source),
         Field(label="how", get=lambda r: "" if r[2] else clean(r[1].method, STACK), fold=True),
     ]
@@ -78,8 +83,12 @@ def _of_formula(row: tuple[MemoryAccount, MemoryPart, str, float]) -> float | No
 
 
 def stage(row: ZeroRow) -> str:
-    moved = [word for word, there in (("optimizer", row.offload_optimizer), ("parameters", row.offload_param)) if there]
-    return f"ZeRO-{row.stage}" + (f", {' and '.join(moved)} offloaded" if moved else "")
+    moved = {
+        (True, True): " + offload of all",
+        (True, False): " + offload",
+        (False, True): " + offload of params",
+    }
+    return f"ZeRO-{row.stage}{moved.get((row.offload_optimizer, row.offload_param), '')}"
 
 
 def zero(rows: Sequence[ZeroRow]) -> Table:
@@ -142,7 +151,7 @@ def predictions(rows: Sequence[Prediction]) -> Table:
             Field(label="figure", get=lambda r: r.label),
             Field(label="planned", get=lambda r: _own_unit(r.predicted, r.unit), unit="", source="modelled"),
             Field(label="measured", get=lambda r: _own_unit(r.measured, r.unit), unit="", source="measured"),
-            Field(label="planned / measured", get=lambda r: r.ratio, unit=""),
+            Field(label="planned / measured", get=lambda r: r.ratio, unit="", source="modelled"),
             Field(label="note", get=lambda r: r.note),
         ],
     )

@@ -104,8 +104,6 @@ def _tables(oom: OomAnswer) -> list[Table]:
                 ],
             )
         )
-    if oom.account is not None:
-        tables.append(memory_tables.parts("table-oom-parts", [oom.account]))
     if oom.allocations:
         caption = "Largest tensors when memory ran out"
         tables.append(memory_tables.allocations("table-oom-allocations", caption, oom.allocations))

@@ -34,6 +34,7 @@ def modules(compute: ComputeAnswer, most_rows: int) -> Chart:
         "tiling": {"orientation": "h", "pad": 1},
         "sort": False,
         "maxdepth": 6 if several else 5,
+        **({} if several else {"level": _first_split(parents)}),
         "pathbar": {"thickness": 22, "textfont": {"size": 12, "color": "$text"}},
         "customdata": [_told(row) for row in rows],
         "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>FLOPs: %{customdata[2]}"
@@ -154,6 +155,16 @@ def _parent_ids(rows: Sequence[ModuleRow]) -> list[str]:
         parent = at.get((row.root, row.parent)) if row.parent is not None and row.parent != row.path else None
         ids.append("" if parent is None else f"m{parent}")
     return ids
+
+
+def _first_split(parents: Sequence[str]) -> str:
+    """The first box below the root that has several: what stands above tells nothing, and is in the path above."""
+    at = "m0"
+    while True:
+        below = [f"m{index}" for index, parent in enumerate(parents) if parent == at]
+        if len(below) != 1:
+            return at
+        at = below[0]
 
 
 def _own(values: Sequence[float], rows: Sequence[ModuleRow]) -> list[float]:

@@ -8,9 +8,9 @@ from agprof_reports import compute_tables
 from agprof_reports.charts.memory_parts import marker_of
 from agprof_reports.charts.pieces import row_axis, short
 from agprof_reports.data import Bar, Chart, Spec
-from agprof_reports.text import label
 
 PASSES = ("forward", "backward", "recomputed")
+_SHORT = {"counted": "counted", "modelled": "modelled", "deepspeed": "DeepSpeed"}
 
 
 def can_draw(rows: Sequence[FlopsWay]) -> bool:
@@ -20,7 +20,7 @@ def can_draw(rows: Sequence[FlopsWay]) -> bool:
 def flops_ways(rows: Sequence[FlopsWay]) -> Chart:
     drawn = [row for row in rows if _counted(row)]
     parts = [_multiples(row) for row in drawn]
-    names = [f"{row.label}, {row.scope}" for row in drawn]
+    names = [f"{_SHORT[row.way]}, {row.scope}" for row in drawn]
     there = [name for name in PASSES if any(part.get(name) for part in parts)]
     longest = max((sum(part.values()) for part in parts), default=1.0)
     data: list[Spec] = [
@@ -51,8 +51,8 @@ def flops_ways(rows: Sequence[FlopsWay]) -> Chart:
             "range": [0, short(longest * 1.12)],
             "fixedrange": True,
         },
-        "yaxis": row_axis([label(name, 40) for name in names]),
-        "margin": {"l": 208},
+        "yaxis": row_axis(names),
+        "margin": {"l": 144},
         "shapes": [
             {
                 "type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1,

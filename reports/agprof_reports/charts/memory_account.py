@@ -88,7 +88,7 @@ def _row(account: MemoryAccount, word: str, *, spaces: bool) -> StackRow:
         parts["unexplained"] = parts.get("unexplained", 0.0) + account.unexplained_bytes
     where = f", {account.space}" if spaces else ""
     return StackRow(
-        label=f"rank {account.rank}{f' ({word})' if word else ''}, {account.at}{where}",
+        label=f"rank {account.rank}{f' {word}' if word else ''}, {account.at}{where}",
         parts=parts,
         tick=account.total.value,
         tick_words="total, measured",
@@ -117,40 +117,26 @@ def waterfall(key: str, account: MemoryAccount) -> Chart:
     for part in parts:
         bases.append(at)
         at += part.bytes
-    names = [word_of(part.part) for part in parts]
-    markers = [marker_of(colour_of(part.part)) for part in parts]
+    names = [label(word_of(part.part), 40) for part in parts]
     data: list[Spec] = [
         {
             "type": "bar",
             "orientation": "h",
-            "name": "",
-            "y": list(range(len(parts))),
-            "base": [short(base / divisor, 6) for base in bases],
-            "x": [short(part.bytes / divisor) for part in parts],
-            "text": [with_unit(part.bytes, "bytes") for part in parts],
+            "name": names[i],
+            "y": [i],
+            "base": [short(bases[i] / divisor, 6)],
+            "x": [short(part.bytes / divisor)],
+            "text": [with_unit(part.bytes, "bytes")],
             "textposition": "outside",
             "cliponaxis": False,
             "textfont": {"color": "$text"},
             "customdata": [
-                [label(f"{names[i]}, {part.source}"), label(part.method, 120), f"{part.share or 0:.1%}"]
-                for i, part in enumerate(parts)
+                [label(f"{names[i]}, {part.source}"), label(part.method, 120), f"{part.share or 0:.1%}"],
             ],
             "hovertemplate": "%{text}, %{customdata[2]}<br>%{customdata[0]}: %{customdata[1]}<extra></extra>",
-            "marker": {
-                "color": [marker["color"] for marker in markers],
-                "line": {
-                    "width": [marker["line"]["width"] for marker in markers],
-                    "color": [marker["line"]["color"] for marker in markers],
-                },
-                "pattern": {
-                    "shape": [marker.get("pattern", {}).get("shape", "") for marker in markers],
-                    "bgcolor": [marker["color"] for marker in markers],
-                    "fgcolor": [marker.get("pattern", {}).get("fgcolor", "$hatch") for marker in markers],
-                    "size": 6,
-                    "solidity": 0.2,
-                },
-            },
+            "marker": marker_of(colour_of(part.part)),
         }
+        for i, part in enumerate(parts)
     ]
     known = [(i, part) for i, part in enumerate(parts) if part.formula_bytes is not None]
     if known:
@@ -182,6 +168,7 @@ def waterfall(key: str, account: MemoryAccount) -> Chart:
                 "yref": "paper",
                 "y0": 0,
                 "y1": 1,
+                "layer": "below",
                 "line": {"color": "$ink", "width": 1, "dash": "dash"},
             }
         ],

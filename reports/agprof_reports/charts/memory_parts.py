@@ -119,6 +119,7 @@ def stacked(rows: Sequence[StackRow], divisor: float, unit: str) -> list[Spec]:
                 "type": "bar",
                 "orientation": "h",
                 "name": "more than measured",
+                "width": 0.8,
                 "y": [at for at, _ in over],
                 "base": [short(end - row.excess / divisor, 6) for end, (_, row) in zip(ends, over, strict=True)],
                 "x": [short(row.excess / divisor) for _, row in over],

@@ -91,14 +91,14 @@ def roofline(compute: ComputeAnswer) -> Chart:
         "apart, under the roof that the device's memory bandwidth and computing peak make.",
         height=_HEIGHT,
         spec={
-            "data": [*lines, *(_points(points, name, divisor, unit) for name in ("forward", "backward"))],
+            "data": [*lines, *(_points(points, name, divisor, unit) for name in ("backward", "forward"))],
             "layout": {
                 "hovermode": "closest",
                 "xaxis": {
                     "type": "log",
                     "title": {"text": "FLOP per byte"},
                     "range": [round(math.log10(low), 4), round(math.log10(high), 4)],
-                    "dtick": 1,
+                    "dtick": _ticks(low, high),
                     "tickformat": "~r",
                     "zeroline": False,
                     "fixedrange": True,
@@ -106,7 +106,7 @@ def roofline(compute: ComputeAnswer) -> Chart:
                 "yaxis": {
                     "type": "log",
                     "range": [round(math.log10(bottom) - 0.25, 4), round(math.log10(top) + 0.25, 4)],
-                    "dtick": 1,
+                    "dtick": _ticks(bottom, top),
                     "tickformat": "~r",
                     "zeroline": False,
                     "fixedrange": True,
@@ -119,6 +119,11 @@ def roofline(compute: ComputeAnswer) -> Chart:
         legend=(("forward", "forward"), ("backward", "backward")),
         note=" ".join(notes),
     )
+
+
+def _ticks(low: float, high: float) -> int | str:
+    """One, two and five of every power of ten, or the powers alone where there are many."""
+    return "D2" if high < low * 1000 else 1
 
 
 def _span(points: Sequence[RooflinePoint], roofs: Sequence[Roof]) -> tuple[float, float]:
@@ -203,19 +208,20 @@ def _told(point: RooflinePoint) -> list[str]:
 def _names(points: Sequence[RooflinePoint], divisor: float, span: tuple[float, float]) -> list[Spec]:
     """The names of the groups with most time; one that would stand over another is left out."""
     words: list[Spec] = []
+    wide = math.log10(span[1] / span[0])
     for point in points:
         x = math.log10(point.intensity)
         y = math.log10((point.flops_per_second or 1.0) / divisor)
-        if any(abs(x - word["x"]) < 0.45 and abs(y - word["y"]) < 0.12 for word in words):
+        if any(abs(x - word["x"]) < 0.16 * wide and abs(y - word["y"]) < 0.12 for word in words):
             continue
-        right = x > math.log10(span[1]) - 0.7
+        right = x > math.log10(span[1]) - 0.24 * wide
         words.append(
             annotation(
                 text=label(point.label.rpartition(".*.")[2] or point.label, 24),
                 x=round(x, 4),
                 y=round(y, 4),
                 xanchor="right" if right else "left",
-                xshift=-20 if right else 20,
+                xshift=-22 if right else 22,
                 font={"size": 11, "color": "$muted"},
             )
         )
