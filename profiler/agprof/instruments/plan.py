@@ -10,12 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from agprof.instruments.plan_function import Planned, WrongFunction, call, find_function, search_first
+from agprof.instruments.plan_function import FunctionError, Planned, call, error_text, find_function, search_first
+from agprof.instruments.plan_kernels import use_kernels_of
+from agprof.instruments.plan_values import ValueQuestions
 from agprof.model.plan_answers import Varied
-from agprof.model.plan_measure import Job
+from agprof.model.plan_measure import Job, Scenario
 
 
 class Variant(NamedTuple):
@@ -35,60 +39,109 @@ def main(argv: list[str]) -> int:
 
         try:
             plan(request, tell)
-        except WrongFunction as error:
+        except FunctionError as error:
             tell(error=str(error))
             return 1
         tell(done=True)
     return 0
 
 
+class Counter:
+    """Builds the job in one way or another and counts it."""
+
+    def __init__(self, request: dict[str, Any], torch: Any, questions: ValueQuestions) -> None:
+        self._torch = torch
+        self._arguments: list[str] = request["arguments"]
+        self._always = {"device": "cuda" if request["device"] == "gpu" else "cpu", "ranks": request["ranks"]}
+        self._function = find_function(request["function"])
+        self.questions = questions
+
+    def build(self, asked: dict[str, Any]) -> Planned:
+        return call(self._function, self._arguments, {**self._always, **asked}, self._torch)
+
+    def count(self, planned: Planned, varied: Varied, label: str, began: float) -> Scenario:
+        from agprof.instruments.plan_count import count_scenario
+
+        return count_scenario(planned, varied, label, self._torch, began)
+
+    def variant(self, variant: Variant) -> dict[str, Any]:
+        """What to tell of one variant."""
+        began = time.monotonic()
+        try:
+            planned = self.build(variant.asked)
+            return {"scenario": asdict(self.count(planned, variant.varied, variant.label, began))}
+        except FunctionError as error:
+            return {"note": f"{variant.label} can't be planned: the model function {error}"}
+
+
 def plan(request: dict[str, Any], tell: Callable[..., None]) -> None:
-    """`request`: function, arguments, folder or None, device, ranks, variants (whether any), budget_s."""
+    """`request`: function, arguments, folder or None, device, ranks, variants (whether any), budget_s, processes."""
     began = time.monotonic()
     tell(progress="importing torch")
     import torch
 
-    # Imported here: they need torch's place in the process first.
-    from agprof.instruments.plan_count import count_scenario
-    from agprof.instruments.plan_kernels import use_kernels_of
-
     torch.set_num_threads(1)
     use_kernels_of(request["device"], torch)
+    questions = ValueQuestions(torch)
+    questions.arm()
     if request.get("folder"):
         search_first(request["folder"])
     tell(progress=f"importing {request['function']}")
-    function = find_function(request["function"])
-    asked = {"device": "cuda" if request["device"] == "gpu" else "cpu", "ranks": request["ranks"]}
-
-    def counted(varied: Varied, label: str, changes: dict[str, Any]) -> Planned:
-        start = time.monotonic()
-        tell(progress=f"{label}: building the model without data")
-        planned = call(function, request["arguments"], {**asked, **changes}, torch)
-        tell(progress=f"{label}: counting {len(planned.kinds)} kind{'s' * (len(planned.kinds) > 1)} of micro-step")
-        tell(scenario=asdict(count_scenario(planned, varied, label, torch, start)))
-        return planned
-
-    written = counted("as written", "as written", {})
+    counter = Counter(request, torch, questions)
+    start = time.monotonic()
+    tell(progress="building the model without data")
+    written = counter.build({})
     job, can_change = written.job, written.can_change
-    del written  # so that no more than one model is there at a time
-    variants = [variant for variant in variants_of(job) if variant.varied in can_change]
-    for number, (varied, label, changes) in enumerate(variants if request.get("variants", True) else []):
-        if time.monotonic() - began > request["budget_s"]:
-            left = ", ".join(variant.label for variant in variants[number:])
-            tell(note=f"not planned, as that would take more than {request['budget_s']:g} s: {left}")
-            break
-        try:
-            counted(varied, label, changes)
-        except WrongFunction as error:
-            tell(note=f"{label} can't be planned: the model function {error}")
+    tell(progress=f"counting {len(written.kinds)} kind{'s' * (len(written.kinds) > 1)} of micro-step")
+    tell(scenario=asdict(counter.count(written, "as written", "as written", start)))
+    del written  # no more models at a time than there are processes
+    if questions.asked:
+        tell(note=f"{questions.asked} values that the job reads back in its micro-steps were taken as 1")
+    if request["variants"]:
+        variants = [variant for variant in variants_of(job) if variant.varied in can_change]
+        deadline = began + request["budget_s"]
+        _count_side_by_side(counter, variants, request["processes"], deadline, tell)
+
+
+def _count_side_by_side(
+    counter: Counter, variants: list[Variant], processes: int, deadline: float, tell: Callable[..., None]
+) -> None:
+    """In forked processes: torch and the job's modules are imported already."""
+    _OF_THIS_PROCESS.append(counter)
+    left = list(variants)
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        running: dict[Future[dict[str, Any]], Variant] = {}
+        while left or running:
+            while left and len(running) < processes and time.monotonic() < deadline:
+                variant = left.pop(0)
+                tell(progress=f"counting {variant.label}, {len(variants) - len(left)} of {len(variants)}")
+                running[pool.submit(_count_variant, variant)] = variant
+            if not running:
+                names = ", ".join(variant.label for variant in left)
+                tell(note=f"left out, as the time of --budget was over: {names}")
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                variant = running.pop(future)
+                try:
+                    tell(**future.result())
+                except Exception as error:
+                    tell(note=f"{variant.label} can't be planned: {error_text(error)}")
+
+
+_OF_THIS_PROCESS: list[Counter] = []
+"""Handed on to its forks."""
+
+
+def _count_variant(variant: Variant) -> dict[str, Any]:
+    return _OF_THIS_PROCESS[-1].variant(variant)
 
 
 def variants_of(job: Job) -> Iterator[Variant]:
     """One change each, of what the job says about itself."""
     batch, length = job.micro_batch, job.sequence_length
-    for value in _around(batch, factors=(0.5, 2, 4)):
+    for value in _around(batch, (0.5, 2, 4)):
         yield Variant("micro_batch", f"micro-batch {value}", {"micro_batch": value})
-    for value in _around(length, factors=(0.5, 2)):
+    for value in _around(length, (0.5, 2)):
         yield Variant("sequence_length", f"sequence length {value}", {"sequence_length": value})
     if job.checkpointing is not None:
         word = "without" if job.checkpointing else "with"
@@ -98,10 +151,7 @@ def variants_of(job: Job) -> Iterator[Variant]:
 
 
 def _around(value: int | None, factors: tuple[float, ...]) -> list[int]:
-    if value is None:
-        return []
-    scaled = [value * factor for factor in factors]
-    return [int(number) for number in scaled if number == int(number) and number >= 1]
+    return [] if value is None else [int(value * factor) for factor in factors if value * factor >= 1]
 
 
 if __name__ == "__main__":

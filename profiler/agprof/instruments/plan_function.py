@@ -17,7 +17,7 @@ DEFAULT_BUCKET = 500_000_000
 HOW = "docs/plan.md says what a model function returns"
 
 
-class WrongFunction(Exception):
+class FunctionError(Exception):
     """The model function is missing, failed, or returned something else than the protocol says."""
 
 
@@ -41,26 +41,26 @@ class Planned(NamedTuple):
 
 
 def find_function(reference: str) -> Callable[..., Any]:
-    """`package.module:function`. Raises WrongFunction."""
+    """`package.module:function`. Raises FunctionError."""
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise WrongFunction(f"{module_name} can't be imported: {error_text(error)}") from error
+        raise FunctionError(f"{module_name} can't be imported: {error_text(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise WrongFunction(f"{module_name} has no function {name!r}; {HOW}")
+        raise FunctionError(f"{module_name} has no function {name!r}; {HOW}")
     return function  # type: ignore[no-any-return]
 
 
 def call(function: Callable[..., Any], arguments: list[str], asked: dict[str, Any], torch: Any) -> Planned:
-    """Raises WrongFunction with one sentence."""
+    """Raises FunctionError with one sentence."""
     try:
         returned = function(list(arguments), dict(asked))
     except SystemExit as ended:
-        raise WrongFunction(f"ended the process with {shown(ended.code)} instead of returning a model") from ended
+        raise FunctionError(f"ended the process with {shown(ended.code)} instead of returning a model") from ended
     except Exception as error:
-        raise WrongFunction(f"raised {error_text(error)}") from error
+        raise FunctionError(f"raised {error_text(error)}") from error
     return _Reader(returned, asked, torch).planned()
 
 
@@ -69,7 +69,7 @@ class _Reader:
 
     def __init__(self, returned: Any, asked: Mapping[str, Any], torch: Any) -> None:
         if returned is None or isinstance(returned, str | bytes | int | float | list | tuple | set):
-            raise WrongFunction(f"returned {shown(returned)}, not a mapping or an object with `module` ...; {HOW}")
+            raise FunctionError(f"returned {shown(returned)}, not a mapping or an object with `module` ...; {HOW}")
         self._returned = returned
         self._asked = asked
         self._torch = torch
@@ -77,24 +77,24 @@ class _Reader:
     def planned(self) -> Planned:
         module = self._get("module")
         if not isinstance(module, self._torch.nn.Module):
-            raise WrongFunction(f"`module` is {shown(module)}, not a torch.nn.Module; {HOW}")
+            raise FunctionError(f"`module` is {shown(module)}, not a torch.nn.Module; {HOW}")
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if tensor.device.type != "meta":
-                raise WrongFunction(
+                raise FunctionError(
                     f"`module` holds {name} on {tensor.device.type}; build it on the meta device: "
                     "`with torch.device('meta'): ...`"
                 )
         if not any(True for _ in module.parameters()):
-            raise WrongFunction("`module` has no parameters")
+            raise FunctionError("`module` has no parameters")
         changes = self._get("can_change", ())
         if isinstance(changes, str) or not all(change in CHANGES for change in changes):
-            raise WrongFunction(f"`can_change` is {shown(changes)}, not a list of {', '.join(CHANGES)}")
+            raise FunctionError(f"`can_change` is {shown(changes)}, not a list of {', '.join(CHANGES)}")
         return Planned(module, self._kinds(), self._job(module), frozenset(changes))
 
     def _kinds(self) -> tuple[Kind, ...]:
         given = self._get("micro_steps")
         if not isinstance(given, list | tuple) or not 0 < len(given) <= 100:
-            raise WrongFunction(f"`micro_steps` is {shown(given)}, not a list of 1 to 100 kinds; {HOW}")
+            raise FunctionError(f"`micro_steps` is {shown(given)}, not a list of 1 to 100 kinds; {HOW}")
         return tuple(_kind(number, one) for number, one in enumerate(given))
 
     def _job(self, module: Any) -> Job:
@@ -102,13 +102,13 @@ class _Reader:
         framework = SAME_AS.get(framework, framework)
         if framework not in FRAMEWORKS:
             known = ", ".join([*FRAMEWORKS, "horovod"])
-            raise WrongFunction(f"`framework` is {shown(framework)}; known are {known}")
+            raise FunctionError(f"`framework` is {shown(framework)}; known are {known}")
         optimizer = str(self._get("optimizer", "adamw")).lower()
         if optimizer not in OPTIMIZERS:
-            raise WrongFunction(f"`optimizer` is {shown(optimizer)}; known are {', '.join(OPTIMIZERS)}")
+            raise FunctionError(f"`optimizer` is {shown(optimizer)}; known are {', '.join(OPTIMIZERS)}")
         kernel = self._get("optimizer_kernel", "torch")
         if kernel not in get_args(OptimizerKernel):
-            raise WrongFunction(f"`optimizer_kernel` is {shown(kernel)}, not one of {get_args(OptimizerKernel)}")
+            raise FunctionError(f"`optimizer_kernel` is {shown(kernel)}, not one of {get_args(OptimizerKernel)}")
         stage = self._count("zero_stage", 0, low=0, high=3)
         assert stage is not None
         return Job(
@@ -138,14 +138,14 @@ class _Reader:
             return value
         if default:
             return default[0]
-        raise WrongFunction(f"returned nothing named `{name}`; {HOW}")
+        raise FunctionError(f"returned nothing named `{name}`; {HOW}")
 
     def _count(self, name: str, default: int | None, *, low: int = 1, high: int = MAX_COUNT) -> int | None:
         value = self._get(name, default)
         if value is None and default is None:
             return None
         if type(value) is not int or not low <= value <= high:
-            raise WrongFunction(f"`{name}` is {shown(value)}, not a whole number from {low} to {high}")
+            raise FunctionError(f"`{name}` is {shown(value)}, not a whole number from {low} to {high}")
         return value
 
     def _switch(self, name: str) -> bool | None:
@@ -156,12 +156,12 @@ class _Reader:
 def _kind(number: int, given: Any) -> Kind:
     where = f"`micro_steps[{number}]`"
     if not isinstance(given, Mapping):
-        raise WrongFunction(f"{where} is {shown(given)}, not a mapping with `name`, `run` and `per_step`; {HOW}")
+        raise FunctionError(f"{where} is {shown(given)}, not a mapping with `name`, `run` and `per_step`; {HOW}")
     run, per_step = given.get("run"), given.get("per_step")
     if not callable(run):
-        raise WrongFunction(f"{where}: `run` is {shown(run)}, not a function that returns the loss")
+        raise FunctionError(f"{where}: `run` is {shown(run)}, not a function that returns the loss")
     if type(per_step) not in (int, float) or not 0 < per_step <= MAX_COUNT:  # type: ignore[operator]
-        raise WrongFunction(f"{where}: `per_step` is {shown(per_step)}, not a number above 0")
+        raise FunctionError(f"{where}: `per_step` is {shown(per_step)}, not a number above 0")
     name = str(given.get("name", f"micro-step {number}"))[:200]
     return Kind(name, float(per_step), str(given.get("by_chance") or "")[:200], run)  # type: ignore[arg-type]
 

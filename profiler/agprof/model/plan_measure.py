@@ -54,6 +54,8 @@ class MeasuredKind:
     """Highest bytes over what stood before, parameters' gradients not counted."""
     activation_and_gradient_bytes: int
     """Highest bytes over what stood before, when it stood without gradients."""
+    input_bytes: int
+    """What the micro-step read and nobody made or owns as parameter or buffer: its batch."""
     peak_at: str
 
 
