@@ -22,7 +22,11 @@ def section(found: MemoryAnswer, groups: tuple[StepGroup, ...], run: Span) -> Se
     oom = found.oom
     if oom is None:
         return None
-    lines = [("bad", oom.error)] if oom.error else []
+    lines = [("bad" if oom.certainty == "known" else "watch", oom.error)] if oom.error else []
+    if oom.certainty == "likely":
+        lines.append(
+            ("", "No record says so: it is concluded from how the process ended while memory was nearly full.")
+        )
     if oom.account is not None:
         lines.append(("", account_sentence(oom.account)))
     return Section(

@@ -17,7 +17,7 @@ def out_of_memory(evidence: Evidence) -> Finding | None:
         key=CAUGHT if went_on else "out-of-memory",
         title=_title(oom.sentence),
         evidence=f"{oom.sentence}{f' {oom.error[:300]}' if oom.error and oom.certainty == 'known' else ''}",
-        section="memory",
+        section="oom",
         saving_ns_per_step=None,
         confidence="measured" if oom.certainty == "known" else "rule of thumb",
         change=best or "Look at the account of that moment for what held most.",

@@ -8,10 +8,15 @@ from agprof.model.tables import PHASES
 
 _LETTERS = {"data": "d", "forward": "f", "backward": "b", "communication": "c", "optimizer": "o", "other": "."}
 _FINDINGS = 3
+_UTILISATIONS = {"mfu_full": "MFU", "hfu": "HFU"}
+"""Definitions that the terminal gives; the report gives all, with their conventions."""
 
 
 def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
-    """Name, steps, median step, verdict, the device's time, up to three findings with savings, a bar of the phases.
+    """What a run says in a terminal.
+
+    Name, steps, median step, verdict, memory that ran out, MFU and HFU, the device's time, up to three findings with
+    savings, a bar of the phases.
 
     No line is wider than `width` (at least 40), and none holds a control character.
     """
@@ -23,6 +28,8 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
         _cut(f"{_ranks(answers)}{f', {where}' if where else ''}", width),
         _cut(f"median step {format_figure(time.step_time)}{_left_out(answers)}", width),
         *_wrap(answers.verdict.headline, width, 2),
+        *(_cut(line, width) for line in _out_of_memory(answers)),
+        *(_cut(line, width) for line in _utilisation(answers)),
         *(_cut(line, width) for line in _device(answers)),
         *(
             _finding(finding, width, "a step" if time.steady_steps else "a window")
@@ -73,6 +80,25 @@ def _device(answers: RunAnswers) -> list[str]:
         "idle": sum(row.idle_ns for row in windows),
     }
     return [f"device: {', '.join(f'{name} {percent(ns / whole)}' for name, ns in sums.items() if ns)}"]
+
+
+def _out_of_memory(answers: RunAnswers) -> list[str]:
+    """The report's own sentence, when memory ran out."""
+    oom = answers.memory.oom
+    return [oom.sentence.replace("`", "")] if oom is not None else []
+
+
+def _utilisation(answers: RunAnswers) -> list[str]:
+    """`MFU 27 %, HFU 36 % of data sheet; 34 %, 45 % of achievable`; nothing where no ceiling of the device is known."""
+    rows = [(name, row) for key, name in _UTILISATIONS.items() for row in answers.compute.utilisation if row.key == key]
+    told = []
+    for what in ("data sheet", "achievable"):
+        figures = [(name, row.of_datasheet if what == "data sheet" else row.of_achievable) for name, row in rows]
+        known = [(name, figure.value) for name, figure in figures if figure.value is not None]
+        words = ", ".join(f"{name} {percent(value)}" if not told else percent(value) for name, value in known)
+        if words:
+            told.append(f"{words} of {what}")
+    return [f"{'; '.join(told)}; full attention"] if told else []
 
 
 def _left_out(answers: RunAnswers) -> str:
