@@ -244,6 +244,8 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         engines = EnginePhases(recorder, loop)
         hooks.when_imported("deepspeed.runtime.engine", guard("deepspeed", engines.arm))
         hooks.when_imported("deepspeed.runtime.hybrid_engine", guard("deepspeed", engines.arm_hybrid))
+        checkpointing = "deepspeed.runtime.activation_checkpointing.checkpointing"
+        hooks.when_imported(checkpointing, guard("deepspeed", engines.arm_checkpointing))
 
     def arm_forward() -> None:
         from agprof.instruments.forward import ForwardPhases
@@ -280,12 +282,32 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         """Every part of the profile step: instrument, and what makes the part or None where this rank has none."""
         from agprof.instruments.profile_step import ProfileStep, StepPart
 
+        def flops() -> StepPart | None:
+            from agprof.instruments.flops import FlopsPart
+
+            return FlopsPart(recorder, torch) if own_place().rank == 0 else None
+
         def memory_account() -> StepPart | None:
             from agprof.instruments.memory_account import MemoryAccount
 
             return MemoryAccount(recorder, torch) if recorder.settings.profile_step is not None else None
 
-        parts: list[tuple[str, Callable[[], StepPart | None]]] = [("memory account", memory_account)]
+        def readbacks() -> StepPart | None:
+            from agprof.instruments.readbacks import Readbacks
+
+            return Readbacks(recorder, torch) if own_place().rank == 0 else None
+
+        def repeats() -> StepPart | None:
+            from agprof.instruments.repeats import Repeats
+
+            return Repeats(recorder, torch) if own_place().rank == 0 else None
+
+        parts: list[tuple[str, Callable[[], StepPart | None]]] = [
+            ("flops", flops),
+            ("memory account", memory_account),
+            ("readbacks", readbacks),
+            ("repeats", repeats),
+        ]
         profile_step = ProfileStep(recorder, torch)
         for instrument, make in parts:
             part = guard(instrument, make)()
@@ -294,6 +316,11 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
                 profile_step.add(instrument, part)
         profile_step.arm()
         at_root.append(guard("profile step", profile_step.on_root))
+
+    def arm_output() -> None:
+        from agprof.instruments.output import Output
+
+        Output(recorder).arm()
 
     def arm_comm() -> None:
         from agprof.instruments import comm
@@ -322,6 +349,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
     guard("memory", arm_memory)()
     guard("optimizer state", arm_optimizer_state)()
     guard("profile step", arm_profile_step)()
+    guard("output", arm_output)()
     guard("oom", arm_oom)()
     guard("comm", arm_comm)()
     guard("rlhf", arm_rlhf)()

@@ -1,218 +1,166 @@
-"""The flops of one micro-step: counted once, at the profile step, on rank 0.
+"""The FLOPs of the profile step, on rank 0: counted and modelled by module, and DeepSpeed's figure of one forward.
 
-Counting patches functions and hooks every module, so it lasts for one forward only; the step is marked as profiled on
-every rank, because the others wait for this one.
+Writes `modules`, `operations` and the facts `compute.*`.
 """
 
-import os
-import sys
-import weakref
 from typing import Any
 
-from agprof.instruments.flops_counters import DeepSpeedCounter, TorchCounter
-from agprof.instruments.flops_rules import METHOD, CheckpointWatch, Totals
-from agprof.instruments.flops_tree import ModuleWatch, parameters, rows
+from agprof.instruments.flops_count import FlopsCount, Totals
+from agprof.instruments.flops_deepspeed import DeepSpeedFigure, is_used
+from agprof.instruments.flops_tables import module_rows, operation_rows, parameters
+from agprof.instruments.module_spans import ModuleSpans
+from agprof.instruments.op_places import ModuleCall, Operation
+from agprof.instruments.op_watch import OpWatch
+from agprof.instruments.profile_step import StepPart
 from agprof.instruments.recorder import Recorder
 
 INSTRUMENT = "flops"
 
 
-class FlopsInstrument:
-    """Writes `modules` and the facts `compute.*`."""
+class FlopsPart(StepPart):
+    """Counts one step."""
 
     def __init__(self, recorder: Recorder, torch: Any) -> None:
         self._recorder = recorder
         self._torch = torch
-        self._step = recorder.settings.profile_step
-        self._counts_here = os.environ.get("RANK", "0") == "0"
-        self._roots: list[weakref.ref[Any]] = []
-        self._waiting: list[Any] = []
-        self._session: _Session | None = None
-        self._armed = False
-        self._begin = recorder.guard(INSTRUMENT, self._do_begin)
-        self._finish = recorder.guard(INSTRUMENT, self._do_finish, ends=True)
-        self._at_root = recorder.guard(INSTRUMENT, self._do_at_root)
+        self._roots: list[tuple[Any, int]] = []
+        self._count: FlopsCount | None = None
+        self._first: _FirstForward | None = None
+        self._micro_steps: int | None = None
 
-    def arm(self) -> None:
-        if self._step is None:
-            return
-        self._armed = True
-        recorder = self._recorder
-        recorder.on_step_end.append(recorder.guard(INSTRUMENT, self._step_ended, ends=True))
-        recorder.patches.on_undo(self._clean_up)
-        if self._step == recorder.step:
-            recorder.profiled = True
+    def begin(self, step: int, watch: OpWatch) -> None:
+        self._count = FlopsCount(self._torch, in_update=lambda: self._recorder.phase() == "optimizer")
+        self._recorder.on_step_border.append(self._note_micro_steps)
+        watch.listeners.append(self._listen)
+        watch.on_call.append(self._called)
+        watch.on_return.append(self._returned)
 
-    def on_root(self, module: Any) -> None:
-        """A module was called from outside any other for the first time; the call is in progress."""
-        self._at_root(module)
+    def root(self, module: Any, number: int) -> None:
+        self._roots.append((module, number))
 
-    def _do_at_root(self, module: Any) -> None:
-        target = _inner(module)
-        if not self._armed or any(root() is target for root in self._roots):
-            return
-        self._roots.append(weakref.ref(target))
-        if self._recorder.step != self._step or self._session is not None:
-            return
-        if target is module:
-            self._begin(target)
-        else:
-            self._wait_for(target)
+    def end(self, step: int) -> None:
+        count, first, micro_steps = self._count, self._first, self._micro_steps
+        roots = list(self._roots)
+        self.abandon()
+        if count is None:
+            return  # a fault has said why
+        append = self._recorder.writer.append
+        for module, number in roots:
+            for row in module_rows(step, number, module, count):
+                append("modules", row)
+        for row in operation_rows(step, count):
+            append("operations", row)
+        self._write_facts(count, micro_steps)
+        if first is not None:
+            first.write_facts(self._recorder)
 
-    def _step_ended(self, ended: int) -> None:
-        if not self._armed or self._step is None:
-            return
-        if ended + 1 == self._step:
-            self._recorder.profiled = True
-            alive = [root for root in (reference() for reference in self._roots) if root is not None]
-            if alive:
-                self._wait_for(max(alive, key=_importance))
-        elif ended >= self._step:
-            self._armed = False
-            self._clean_up()
-
-    def _wait_for(self, target: Any) -> None:
-        if self._counts_here:
-            self._waiting.append(target.register_forward_pre_hook(lambda module, _inputs: self._begin(module)))
-
-    def _clean_up(self) -> None:
-        for handle in self._waiting:
-            handle.remove()
-        self._waiting.clear()
+    def abandon(self) -> None:
+        first, self._first = self._first, None
+        self._count, self._micro_steps = None, None
         self._roots.clear()
-        session, self._session = self._session, None
-        if session is not None:
-            session.restore()
-            session.dispose()
+        if self._note_micro_steps in self._recorder.on_step_border:
+            self._recorder.on_step_border.remove(self._note_micro_steps)
+        if first is not None:
+            first.dispose()
 
-    def _do_begin(self, target: Any) -> None:
-        # A forward without gradients (generation, evaluation) is not the one that a training step is made of.
-        if self._session is not None or not self._counts_here or not self._torch.is_grad_enabled():
+    def _write_facts(self, count: FlopsCount, micro_steps: int | None) -> None:
+        fact = self._recorder.fact
+        fact("compute.profiler", "counted")
+        fact("compute.micro_steps", micro_steps)
+        fact("compute.forward_flops", count.forward)
+        fact("compute.backward_flops", count.backward)
+        fact("compute.recomputed_flops", count.recomputed)
+        fact("compute.modelled_forward_flops", count.total.modelled_forward_flops)
+        fact("compute.modelled_backward_flops", count.total.modelled_backward_flops)
+        fact("compute.update_flops", count.update_flops)
+        fact("compute.attention_flops", count.total.attention_flops)
+        fact("compute.causal_attention_flops", None if count.unclear_flops else count.causal_flops)
+        if count.unknown:
+            fact("compute.uncounted_operations", count.unknown)
+
+    def _note_micro_steps(self, _ended: int) -> None:
+        self._micro_steps = self._recorder.micro_step
+
+    # -- listening -------------------------------------------------------------------------------------------------
+
+    def _listen(self, operation: Operation) -> None:
+        if self._count is None:
             return
-        for handle in self._waiting:
-            handle.remove()
-        self._waiting.clear()
-        if _is_compiled(target):
-            self._armed = False
-            self._recorder.fact("compute.profiler_absent", "the model is compiled, and counting would compile it anew")
+        try:
+            self._count.listen(operation)
+        except Exception as error:
+            # Sums that lack an operation are wrong sums.
+            self._count = None
+            self._recorder.fault(INSTRUMENT, f"count {operation.function}"[:200], error)
+            self._recorder.fact("compute.profiler_absent", "counting failed, see the faults")
+
+    def _called(self, call: ModuleCall) -> None:
+        count = self._count
+        if count is None:
             return
-        self._session = _Session(self._recorder, self._torch, target, self._finish)
-        self._session.start()
+        count.called(call)
+        if self._first is None and self._is_training_forward(call):
+            self._first = _FirstForward(self._recorder, self._torch, call, count)
+            self._first.start()
+        if self._first is not None and not call.recomputed and call.outermost is self._first.call:
+            self._first.spans.begin(call, count.path(call) or type(call.module).__name__)
 
-    def _do_finish(self) -> None:
-        if self._session is not None:
-            self._session.finish()
+    def _returned(self, call: ModuleCall) -> None:
+        if self._first is not None:
+            self._first.spans.end(call)
+
+    def _is_training_forward(self, call: ModuleCall) -> bool:
+        """Of the root that trains; a forward without gradients (generation, evaluation) is not what a step is made
+        of."""
+        if call.outer is not None or not call.gradients or not self._roots:
+            return False
+        return call.module is max((root for root, _number in self._roots), key=_importance)
 
 
-class _Session:
-    """One profiled forward."""
+class _FirstForward:
+    """The first forward of the step: its modules' spans, its own sums, and DeepSpeed's figure of it."""
 
-    def __init__(self, recorder: Recorder, torch: Any, target: Any, finish: Any) -> None:
-        """`finish` is called when the forward ends, also by an exception."""
+    def __init__(self, recorder: Recorder, torch: Any, call: ModuleCall, count: FlopsCount) -> None:
+        self.call = call
+        self.spans = ModuleSpans(recorder)
         self._recorder = recorder
         self._torch = torch
-        self._target = target
-        self._finish = finish
-        self._step = recorder.step
-        self._totals = Totals(torch)
-        self._watch = ModuleWatch(recorder)
-        self._counter: Any = None
-        self._checkpoint: Any = sys.modules.get("torch.utils.checkpoint")
-        self._checkpoint_function: Any = None
-        self._handle: Any = None
-        self._over = False
+        self._own: Totals = count.follow(call)
+        self._figure: DeepSpeedFigure | None = None
 
     def start(self) -> None:
-        """Runs inside the target's pre-hooks: what is registered there now misses the call in progress."""
-        try:
-            self._watch.attach(self._target)
-            self._start_counter()
-            self._watch.enter(self._target, ())
-            if self._checkpoint is not None:
-                self._checkpoint_function = self._checkpoint.CheckpointFunction
-                watch = CheckpointWatch(self._checkpoint_function, self._totals, self._torch)
-                vars(self._checkpoint)["CheckpointFunction"] = watch
-            # Registered last: the other hooks on the target's end must have run before.
-            finish = self._finish
-            self._handle = self._target.register_forward_hook(lambda *_: finish(), always_call=True)
-        except BaseException:
-            self.restore()
-            self.dispose()
-            raise
+        if is_used():
+            self._recorder.guard("deepspeed flops profiler", self._start_figure)()
 
-    def _start_counter(self) -> None:
-        kinds: list[Any] = [DeepSpeedCounter, TorchCounter] if "deepspeed" in sys.modules else [TorchCounter]
-        for number, kind in enumerate(kinds):
+    def _start_figure(self) -> None:
+        self._figure = DeepSpeedFigure(self._torch, self.call.module)
+        self._figure.start(self._recorder.guard("deepspeed flops profiler", self._read_figure, ends=True))
+
+    def _read_figure(self) -> None:
+        if self._figure is not None:
             try:
-                counter = kind(self._torch, self._target, self._totals, self._watch)
-                counter.start()
-                self._counter = counter
-                return
-            except Exception as error:
-                if number + 1 == len(kinds):
-                    raise
-                self._recorder.fault(INSTRUMENT, f"{kind.name} counter", error)
+                self._figure.read()
+            finally:
+                self._figure.dispose()
 
-    def finish(self) -> None:
-        """The forward ended."""
-        if self._over:
-            return
-        self.restore()
-        if not self._watch.calls.get(id(self._target)):
-            return  # it raised: torch is iterating over the target's hooks, so they stay until the step's end
-        try:
-            self._counter.stop()
-            self._write()
-        finally:
-            self.dispose()
-
-    def restore(self) -> None:
-        """Give torch its functions back. Touches no hooks of modules."""
-        self._over = True
-        if self._checkpoint_function is not None:
-            vars(self._checkpoint)["CheckpointFunction"] = self._checkpoint_function
-            self._checkpoint_function = None
-        if self._counter is not None:
-            self._counter.restore()
+    def write_facts(self, recorder: Recorder) -> None:
+        recorder.fact("compute.first_micro_step_forward_flops", self._own.forward_flops)
+        recorder.fact("compute.first_micro_step_backward_flops", self._own.backward_flops)
+        if self._figure is not None and self._figure.forward_flops is not None:
+            recorder.fact("compute.deepspeed_forward_flops", self._figure.forward_flops)
+            recorder.fact("compute.deepspeed_params", self._figure.params)
 
     def dispose(self) -> None:
-        """Take all hooks away. Safe to call twice."""
-        self._watch.remove()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-        if self._counter is not None:
-            self._counter.end()
-            self._counter = None
-
-    def _write(self) -> None:
-        recorder = self._recorder
-        for row in rows(self._step, self._target, self._counter.own_flops, self._watch):
-            recorder.writer.append("modules", row)
-        recorder.fact("compute.profiler", self._counter.name)
-        recorder.fact("compute.forward_flops", self._totals.forward)
-        recorder.fact("compute.backward_flops", self._totals.backward)
-        recorder.fact("compute.backward_method", METHOD)
-
-
-def _inner(module: Any) -> Any:
-    """The user's own model inside DeepSpeed's engine or DDP."""
-    wrapper = _is_named(module, "DeepSpeedEngine", "DistributedDataParallel")
-    return getattr(module, "module", module) if wrapper else module
+        """Safe to call twice."""
+        self.spans.discard()
+        if self._figure is not None:
+            try:
+                self._figure.dispose()
+            except Exception as error:
+                self._recorder.fault("deepspeed flops profiler", "dispose", error)
 
 
 def _importance(module: Any) -> tuple[bool, int]:
     """The model that trains comes first, then the largest."""
     params, trainable = parameters(module)
     return trainable > 0, params
-
-
-def _is_named(module: Any, *names: str) -> bool:
-    return any(kind.__name__ in names for kind in type(module).__mro__)
-
-
-def _is_compiled(module: Any) -> bool:
-    return any(
-        hasattr(inner, "_orig_mod") or getattr(inner, "_compiled_call_impl", None) is not None
-        for inner in module.modules()
-    )

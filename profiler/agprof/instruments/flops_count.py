@@ -104,6 +104,10 @@ class FlopsCount:
         """Calls of operations that may well multiply matrices and that no formula is known for."""
         return {name: calls for name, calls in self._formulas.unknown.items() if calls}
 
+    def path(self, call: ModuleCall) -> str:
+        """From the outermost module, '' for that itself."""
+        return self._paths.path(call)
+
     def follow(self, call: ModuleCall) -> Totals:
         """Sums of one outermost call alone and of its backward, from here on."""
         totals = Totals()
@@ -113,12 +117,15 @@ class FlopsCount:
     def modules(self, root: Any) -> Iterator[tuple[str, Any, Totals]]:
         """(path, module, sums with descendants) of the calls that began in `root`, parents first.
 
-        A module that stands at several paths has a row for the first, and for each other that it was called by.
+        Nothing when there were none. A module that stands at several paths has a row for the first, and for each other
+        that it was called by.
         """
         below = self._with_descendants(root)
+        if not below:
+            return
         for path, module in self._paths.walk(root):
             own = self._sites.get((id(root), path))
-            if own is None and self._paths.first(root, module) != path:
+            if path not in below and self._paths.first(root, module) != path:
                 continue
             sums = below.get(path) or Totals()
             sums.calls = own.calls if own is not None else 0

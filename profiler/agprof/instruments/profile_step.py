@@ -151,8 +151,11 @@ class ProfileStep:
         self._stop()
         self._roots.clear()
         if was_running:
-            for _instrument, part in self._parts:
-                part.abandon()
+            for instrument, part in self._parts:
+                try:
+                    part.abandon()
+                except Exception as error:
+                    self._recorder.fault(instrument, "abandon", error)
 
     def _forget_in_child(self) -> None:
         """A forked child inherits the mode of the thread that forked, and the modules' hooks."""
