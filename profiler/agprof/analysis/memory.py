@@ -1,4 +1,4 @@
-"""Memory: how high each rank went, where, and what stands between steps."""
+"""Memory: how high each rank went and where, what held it, what the formulas and the plan say, and out of memory."""
 
 from statistics import median
 from typing import Literal
@@ -6,11 +6,18 @@ from typing import Literal
 import polars as pl
 
 from agprof.analysis.curves import curve
+from agprof.analysis.memory_account import account_sentence, highest_peak, memory_accounts, why_no_account
+from agprof.analysis.memory_step import allocation_rows, step_curves, step_phases
+from agprof.analysis.memory_zero import formula_bytes, known_states, zero_rows, zero_sentence
+from agprof.analysis.oom import analyse_oom
+from agprof.analysis.plan_predictions import predict
 from agprof.analysis.statistics import nothing
 from agprof.analysis.view import View
+from agprof.model.compute_answers import ComputeAnswer
 from agprof.model.figure import Curve, Figure
 from agprof.model.format import format_value
-from agprof.model.memory_answers import MemoryAnswer, RankMemory
+from agprof.model.memory_answers import MemoryAccount, MemoryAnswer, RankMemory, Space
+from agprof.model.zero import Moment
 
 MAX_POINTS = 2000
 Kind = Literal["device", "host"]
@@ -27,26 +34,44 @@ def memory_kind(view: View) -> Kind:
     return "device" if view.tables["memory"]["allocated_bytes"].count() else "host"
 
 
-def analyse_memory(view: View) -> MemoryAnswer:
-    """The memory section."""
+def analyse_memory(view: View, compute: ComputeAnswer | None = None) -> MemoryAnswer:
+    """The memory section. `compute` is what a plan's FLOPs are compared with."""
     kind = memory_kind(view)
     table = view.tables["memory"].sort("rank", "time_ns", maintain_order=True)
     ranks = tuple(_rank_memory(view, kind, int(str(rank)), rows) for (rank,), rows in _by_rank(table))
     peak = _peak(kind, ranks)
+    known = known_states(view)
+    accounts = _accounts(view)
+    rows = zero_rows(view, known.states) if known.states is not None else ()
+    highest = highest_peak(accounts)
+    allocations = allocation_rows(view, (highest.rank,) if highest is not None else ())
     return MemoryAnswer(
-        sentence=_sentence(kind, ranks, peak),
+        sentence=" ".join(filter(None, (_sentence(kind, ranks, peak), account_sentence(accounts)))),
         kind=kind,
         peak=peak,
         ranks=ranks,
         curves=_curves(view, kind, table),
-        accounts=(),
-        account_hint="no account was made",
-        step_curves=(),
-        zero=(),
-        zero_sentence="",
-        allocations=(),
-        predictions=(),
+        accounts=accounts,
+        account_hint="" if accounts else why_no_account(view),
+        step_curves=step_curves(view),
+        zero=rows,
+        zero_sentence=zero_sentence(known.states, rows) if known.states else f"No formula: {known.reason}.",
+        allocations=allocations,
+        predictions=predict(view.run.plan, compute, accounts) if view.run.plan is not None else (),
+        step_phases=step_phases(view),
+        oom=analyse_oom(view, accounts, allocations, known.states),
     )
+
+
+def _accounts(view: View) -> tuple[MemoryAccount, ...]:
+    is_cpu = view.fact("device.type") != "cuda"
+    states = {rank: known_states(view, rank).states for rank in view.ranks}
+
+    def formulas(rank: int, moment: Moment, space: Space) -> dict[str, float]:
+        own = states.get(rank)
+        return formula_bytes(own, moment, space, is_cpu=is_cpu) if own is not None else {}
+
+    return memory_accounts(view, formulas)
 
 
 def _by_rank(table: pl.DataFrame) -> list[tuple[tuple[object, ...], pl.DataFrame]]:

@@ -36,7 +36,7 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
     time = analyse_time(view)
     communication = analyse_communication(view, calls)
     compute = analyse_compute(view, time.step_time)
-    memory = analyse_memory(view)
+    memory = analyse_memory(view, compute)
     evidence = gather(view, time, communication, memory, calls)
     findings, verdict = conclude(evidence, trace)
     return RunAnswers(
