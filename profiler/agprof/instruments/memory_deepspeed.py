@@ -15,6 +15,10 @@ Owned = tuple[Any, str, str, str]
 
 _STAGE_3 = "_DeepSpeedZeroOptimizer_Stage3__"
 
+MASTER_WEIGHTS = (
+    "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition",
+    "fp32_groups_flat", "fp32_groups",
+)  # fmt: skip
 OPTIMIZER_ATTRIBUTES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "parameters",
@@ -24,10 +28,7 @@ OPTIMIZER_ATTRIBUTES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "fp16_partitioned_groups_flat", "param_groups_fp16_flat_cpu_memory",
         ),
     ),
-    ("master_weights", "", (
-        "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition",
-        "fp32_groups_flat", "fp32_groups",
-    )),
+    ("master_weights", "", MASTER_WEIGHTS),
     ("gradients", "", (
         "averaged_gradients", "all_grad_tensors", "grads_in_partition", "accumulated_grads_in_cpu",
         "grad_partitions_flat_buffer", f"{_STAGE_3}param_id_to_grad_partition", "fp32_groups_gradients_flat",
@@ -71,9 +72,11 @@ def of_optimizer(optimizer: Any) -> Iterator[Owned]:
     for name in PINNED:
         for tensor in tensors_in(attributes.get(name)):
             yield tensor, "buffers", "pinned", name
-    for group in attributes.get("single_partition_of_fp32_groups") or attributes.get("fp32_groups_flat") or ():
-        if getattr(group, "grad", None) is not None:
-            yield group.grad, "gradients", "fp32", "grad of fp32 partition"
+    for name in MASTER_WEIGHTS:
+        for copy in tensors_in(attributes.get(name)):
+            # The job's optimizer knows them only while ZeRO updates.
+            if copy.is_leaf and copy.grad is not None:
+                yield copy.grad, "gradients", "fp32", f"grad of {name}"
 
 
 def of_rest(optimizer: Any) -> Iterator[Owned]:
