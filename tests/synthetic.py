@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agprof.model.ceilings import CEILING_VERSION, BandwidthCeiling, MeasuredCeiling, ProductCeiling
 from agprof.model.outcome import Outcome, RankFailure
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION
 from agprof.store import layout
 from agprof.store.writer import StreamWriter
+from synthetic_memory import add_account
 
 MS = 1_000_000
 MIB = 2**20
@@ -82,7 +84,14 @@ class Spec:
     cores: int = 2
     offload: bool = False
     framework: str = "deepspeed"
-    backward_flops: bool = True
+    counted: bool = True
+    """The profile step wrote modules and operations."""
+    account: bool = True
+    """The profile step wrote a memory account."""
+    ceiling: bool = False
+    """`agprof peak` had measured the device (peak.json)."""
+    device_name: str | None = None
+    """Of GPUs, instead of an H200."""
     torn: int | None = None
     """Rank whose stream ends in the middle of a frame."""
     bare: bool = False
@@ -145,6 +154,8 @@ def build_run(path: Path, **options: Any) -> Path:
     if not spec.bare:
         _write_json(path / layout.MANIFEST, _manifest(spec, path))
         _write_json(path / layout.OUTCOME, _outcome(spec, end))
+    if spec.ceiling:
+        _write_json(path / layout.PEAK, {"version": CEILING_VERSION, "ceilings": [_ceiling(spec).to_dict()]})
     return path
 
 
@@ -353,12 +364,14 @@ def _facts(spec: Spec, rank: _Rank) -> None:
     }
     facts: dict[str, Any] = {
         "torch.version": "2.13.0",
-        "device.name": "NVIDIA H200" if spec.gpus else "CPU",
+        "device.name": spec.device_name or ("NVIDIA H200" if spec.gpus else "CPU"),
         "device.type": "cuda" if spec.gpus else "cpu",
         "framework": spec.framework,
         "model.params": 1_234_567,
         "model.trainable_params": 234_567,
         "model.dtype": "bfloat16" if spec.gpus else "float32",
+        "model.params_by_dtype": {"bfloat16" if spec.gpus else "float32": [1_234_567, 234_567]},
+        "model.largest_layer_params": 400_000,
         "omp_num_threads": spec.omp_threads,
         "cpu.affinity": list(range(spec.cores)),
         "dist.backend": "nccl" if spec.gpus else "gloo",
@@ -369,11 +382,12 @@ def _facts(spec: Spec, rank: _Rank) -> None:
             "deepspeed.version": "0.19.8",
             "deepspeed.zero_stage": 2,
             "deepspeed.offload_optimizer": spec.offload,
+            "deepspeed.offload_param": False,
+            "deepspeed.data_parallel_size": spec.ranks,
+            "deepspeed.reduce_bucket_size": 50_000,
             "deepspeed.gradient_accumulation_steps": gas,
             "deepspeed.config": config,
         }
-    if spec.backward_flops:
-        facts |= {"compute.backward_flops": 5e9, "compute.backward_method": "per module, from what needs a gradient"}
     if spec.rlhf:
         for role, layers, hidden in (("actor", 2, 64), ("critic", 2, 32)):
             size = {"layers": layers, "hidden": hidden, "vocab": 512, "params": 100_000, "lora_dim": 0}
@@ -385,23 +399,90 @@ def _facts(spec: Spec, rank: _Rank) -> None:
         rank.add("facts", BOOT_NS, key, json.dumps(value))
 
 
+MODULE_LEAVES: dict[str, tuple[str, int, int, float, float, float, int]] = {
+    "vision": ("Trunk", 400_000, 0, 1e9, 0.0, 0.0, 4 * MS),
+    "text": ("Tower", 334_567, 0, 2e9, 0.0, 0.0, 6 * MS),
+    "llm.layers.0.attn": ("Attention", 100_000, 50_000, 0.5e9, 0.6e9, 0.1e9, 2 * MS),
+    "llm.layers.0.mlp": ("MLP", 150_000, 67_000, 1e9, 1.1e9, 0.0, 2 * MS),
+    "llm.layers.1.attn": ("Attention", 100_000, 50_000, 0.5e9, 0.6e9, 0.1e9, 2 * MS),
+    "llm.layers.1.mlp": ("MLP", 150_000, 67_567, 1e9, 1.1e9, 0.0, 2 * MS),
+}
+"""Type, parameters, trained ones, forward, backward and recomputed FLOPs of a micro-step, forward's ns."""
+MODULE_TYPES = {
+    "": "Model",
+    "llm": "Llama",
+    "llm.layers": "ModuleList",
+    "llm.layers.0": "Block",
+    "llm.layers.1": "Block",
+}
+FLOPS_PER_BYTE = 50.0
+
+
 def _modules(spec: Spec, rank: _Rank) -> None:
-    tree = [
-        ("", None, 0, "Model", 1_234_567, 234_567, 6e9, 20 * MS),
-        ("vision", "", 1, "Trunk", 400_000, 0, 1e9, 4 * MS),
-        ("text", "", 1, HOSTILE if spec.hostile else "Tower", 334_567, 0, 2e9, 6 * MS),
-        ("llm", "", 1, "Llama", 500_000, 234_567, 3e9, 9 * MS),
-        ("llm.layers.0", "llm", 2, "Block", 250_000, 117_000, 1.5e9, 4 * MS),
-        ("llm.layers.1", "llm", 2, "Block", 250_000, 117_567, 1.5e9, 4 * MS),
-    ]
+    """Rank 0 writes the tree, whose leaves do all the work, and the operations, whose sums are the root's."""
+    if rank.number:
+        return
+    paths = dict.fromkeys(".".join(leaf.split(".")[:n]) for leaf in MODULE_LEAVES for n in range(leaf.count(".") + 2))
+    for order, path in enumerate(sorted(paths, key=lambda path: list(paths).index(path))):
+        inside = [leaf for leaf in MODULE_LEAVES if not path or leaf == path or leaf.startswith(f"{path}.")]
+        sums = [sum(MODULE_LEAVES[leaf][at] for leaf in inside) for at in range(1, 7)]
+        _module(spec, rank, order, path, sums)
     if spec.hostile:
-        tree.append((HOSTILE, "", 1, HOSTILE_NAMES[4], 10, 10, None, None))  # type: ignore[arg-type]
-    for order, (path, parent, depth, type_, params, trainable, flops, duration) in enumerate(tree):
-        rank.add("modules", spec.profile_step, path, parent, depth, type_, order, params, trainable, flops, duration, 1)
+        rank.add("modules", *row(
+            "modules", step=spec.profile_step, root=0, path=HOSTILE, parent="", depth=1, type=HOSTILE_NAMES[4],
+            order=99, params=10, trainable_params=10,
+        ))  # fmt: skip
+    _operations(spec, rank)
+
+
+def _module(spec: Spec, rank: _Rank, order: int, path: str, sums: list[float]) -> None:
+    params, trainable, forward, backward, again, ns = sums[0], sums[1], *(n * spec.micro_steps for n in sums[2:])
+    leaf = MODULE_LEAVES.get(path)
+    type_ = HOSTILE if spec.hostile and path == "text" else leaf[0] if leaf else MODULE_TYPES[path]
+    attention = 0.1 * (forward + backward)
+    bytes_ = (forward / FLOPS_PER_BYTE, backward / FLOPS_PER_BYTE)
+    times = (int(ns), int(backward / 50), int(again / 50)) if not spec.gpus else (None, None, None)
+    modelled = (forward, 1.01 * backward)
+    parent = None if not path else path.rpartition(".")[0]
+    place = (spec.profile_step, 0, path, parent, path.count(".") + 1 if path else 0, type_, order, int(params))
+    calls = (spec.micro_steps, spec.micro_steps if again else 0)
+    rank.add("modules", *place, int(trainable), *calls, forward, backward, again, attention, *modelled, *bytes_, *times)
+
+
+def _operations(spec: Spec, rank: _Rank) -> None:
+    dtype = "bfloat16" if spec.gpus else "float32"
+    for name, at in (("forward", 3), ("backward", 4), ("recomputed", 5)):
+        flops = sum(leaf[at] for leaf in MODULE_LEAVES.values()) * spec.micro_steps
+        for kind, share in (("matmul", 0.9), ("attention", 0.1)):
+            ns = None if spec.gpus else int(flops * share / 60)
+            moved = flops * share / FLOPS_PER_BYTE
+            rank.add("operations", spec.profile_step, name, kind, dtype, 40, flops * share, moved, ns)
+    rank.add("operations", spec.profile_step, "forward", "other", dtype, 412, 0.0, None, None if spec.gpus else 9 * MS)
+    causal = 0.1 * spec.micro_steps * sum(leaf[3] + leaf[4] for leaf in MODULE_LEAVES.values())
+    facts = {
+        "compute.causal_flops": causal,
+        "compute.unclear_flops": 0,
+        "compute.update_flops": 0,
+        "compute.deepspeed.forward_flops": 6e9,
+        "compute.first_micro_step.forward_flops": 6e9,
+        "compute.first_micro_step.backward_flops": 3.4e9,
+    }
+    for key, value in facts.items():
+        rank.add("facts", BOOT_NS + 1, key, json.dumps(value))
+
+
+def _memory_account(spec: Spec, rank: _Rank) -> None:
+    step = spec.profile_step
+    if spec.account and step is not None and any(row[0] == step for row in rank.rows.get("steps", ())):
+        add_account(
+            rank, step, ranks=spec.ranks, gpu=spec.gpus > 0, offload=spec.offload,
+            hostile=HOSTILE if spec.hostile else None,
+        )  # fmt: skip
 
 
 def _end_of_rank(spec: Spec, rank: _Rank) -> None:
-    if spec.profile_step is not None and spec.steps > spec.profile_step:
+    _memory_account(spec, rank)
+    if spec.counted and spec.profile_step is not None and spec.steps > spec.profile_step:
         _modules(spec, rank)
     if spec.ledger and rank.number != spec.killed and spec.ranks > 1:
         seen: dict[str, int] = {}
@@ -515,6 +596,31 @@ def _manifest(spec: Spec, path: Path) -> dict[str, Any]:
         "packages": {"torch": "2.13.0", "deepspeed": "0.19.8", "peft": None},
         "git_commit": None,
     }
+
+
+CEILING_FLOPS_PER_SECOND, CEILING_BYTES_PER_SECOND = 8e11, 2e10
+
+
+def _ceiling(spec: Spec) -> MeasuredCeiling:
+    def product(dtype: str, factor: float) -> ProductCeiling:
+        rate = CEILING_FLOPS_PER_SECOND * factor
+        return ProductCeiling(
+            dtype=dtype, flops_per_second=rate, low=0.9 * rate, high=1.1 * rate, shape=(1024, 1024, 1024), repeats=20
+        )
+
+    bandwidth = BandwidthCeiling(
+        kind="triad", bytes_per_second=CEILING_BYTES_PER_SECOND, low=1e10, high=3e10, array_bytes=128 * MIB, repeats=9
+    )
+    return MeasuredCeiling(
+        device_type="cuda" if spec.gpus else "cpu",
+        device_name=spec.device_name or ("NVIDIA H200" if spec.gpus else "made-up CPU"),
+        threads=None if spec.gpus else spec.omp_threads,
+        measured_realtime_ns=EPOCH_NS,
+        torch_version="2.13.0",
+        quick=False,
+        products=(product("float32", 1), product("bfloat16", 2)),
+        bandwidth=bandwidth,
+    )
 
 
 def _outcome(spec: Spec, end: int) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """The row of cards."""
 
-import polars as pl
-
+from agprof.analysis.compute import best_mfu
 from agprof.analysis.identity import imported_from
-from agprof.analysis.statistics import median_figure, nothing
+from agprof.analysis.statistics import nothing
+from agprof.analysis.throughput import throughput
 from agprof.analysis.trace_kpis import device_kpis
 from agprof.analysis.view import View
 from agprof.model.answers import CommunicationAnswer, TimeAnswer
 from agprof.model.compute_answers import ComputeAnswer
 from agprof.model.figure import Figure, Kpi
+from agprof.model.format import percent
 from agprof.model.memory_answers import MemoryAnswer
 from agprof.model.trace_answers import TraceAnswer
 
@@ -33,9 +34,17 @@ def kpi_row(
         )
     return (
         Kpi(key="step_time", label="Step time", figure=time.step_time, note=_steps_note(time)),
-        Kpi(key="samples_per_s", label="Samples per second", figure=_throughput(view, "samples"), note="all ranks"),
-        Kpi(key="tokens_per_s", label="Tokens per second", figure=_throughput(view, "tokens"), note="all ranks"),
-        Kpi(key="flops_per_s", label="FLOP/s", figure=compute.flops_per_second, note="per rank, modelled backward"),
+        Kpi(
+            key="samples_per_s",
+            label="Samples per second",
+            figure=throughput(view, "samples", "samples/s"),
+            note="all ranks",
+        ),
+        Kpi(
+            key="tokens_per_s", label="Tokens per second", figure=compute.tokens_per_second, note=_padding_note(compute)
+        ),
+        Kpi(key="flops_per_s", label="FLOP/s", figure=compute.flops_per_second, note="per rank, without recomputation"),
+        _mfu(compute),
         Kpi(key="memory_peak", label="Memory peak", figure=memory.peak, note=_memory_note(memory)),
         Kpi(
             key="exposed_communication_share",
@@ -55,18 +64,24 @@ def _memory_note(memory: MemoryAnswer) -> str:
     return "allocator, highest rank" if memory.kind == "device" else "resident set, highest rank"
 
 
-def _throughput(view: View, what: str) -> Figure:
-    """Sum over ranks per step / the slowest rank's duration; median over steady steps."""
-    method = f"{what} of all ranks / the slowest rank's step"
-    steady = view.steady
-    if not steady.height:
-        return nothing(f"{what}/s", "no steady step", method=method)
-    if steady[what].null_count():
-        reason = f"the {what} of a step could not be seen: tell them with agprof.step({what}=...)"
-        return nothing(f"{what}/s", reason, method=method)
-    sums = steady.group_by("step").agg(pl.col(what).sum(), pl.col("duration_ns").max()).sort("step")
-    rates = sums.filter(pl.col("duration_ns") > 0).select(rate=pl.col(what) * 1e9 / pl.col("duration_ns"))["rate"]
-    return median_figure(rates.to_list(), f"{what}/s", method=method, reason="steps have no duration")
+def _padding_note(compute: ComputeAnswer) -> str:
+    every, unpadded = compute.tokens_per_second.value, compute.tokens_per_second_without_padding.value
+    if not every or unpadded is None or unpadded >= every:
+        return "all ranks"
+    return f"all ranks; {percent(1 - unpadded / every)} of them padding"
+
+
+def _mfu(compute: ComputeAnswer) -> Kpi:
+    """MFU with its convention; without a ceiling a dash, and how to get one."""
+    found = best_mfu(compute.utilisation)
+    if found is not None:
+        figure, whole = found
+        return Kpi(key="mfu", label="MFU, attention counted full", figure=figure, note=f"{whole}, {compute.dtype}")
+    full = next((share for share in compute.utilisation if share.key == "mfu_full"), None)
+    reason = compute.flops_per_second.reason or compute.peak_hint or (full.of_datasheet.reason if full else None)
+    note = "no ceiling to hold it against" if compute.flops_per_second.value is not None else ""
+    missing = nothing("ratio", reason or "not known", source="counted")
+    return Kpi(key="mfu", label="MFU, attention counted full", figure=missing, note=note)
 
 
 def _data_share(view: View) -> Figure:

@@ -1,4 +1,4 @@
-"""Facts that utilisation is made of: TF32, the model's config, its embedding tables, which attention is causal."""
+"""Facts that utilisation is made of: TF32, the model's config and its embedding tables."""
 
 import json
 import subprocess
@@ -29,7 +29,6 @@ def test_the_config_of_a_transformer_with_a_tied_head(arm):
     facts = model_facts(arm, gpt2(), IDS)
     assert facts["model.config"] == {"layers": 2, "heads": 2, "hidden": 16}
     assert facts["model.embedding_params"] == 32 * 16  # positions; the tokens' table is the head too
-    assert facts["model.causal_attention"] == ["transformer.h.0.attn", "transformer.h.1.attn"]
 
 
 def test_a_table_that_is_no_head_is_only_looked_up(arm):
@@ -37,22 +36,13 @@ def test_a_table_that_is_no_head_is_only_looked_up(arm):
     assert facts["model.embedding_params"] == (32 + 50) * 16
 
 
-def test_a_head_dimension_of_its_own_and_an_encoder(arm):
+def test_a_head_dimension_of_its_own(arm):
     config = transformers.LlamaConfig(
         num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, hidden_size=16, head_dim=32,
         intermediate_size=32, vocab_size=50, use_cache=False,
     )  # fmt: skip
     facts = model_facts(arm, transformers.LlamaForCausalLM(config), IDS)
     assert facts["model.config"] == {"layers": 1, "heads": 2, "hidden": 16, "head_dim": 32}
-    assert facts["model.causal_attention"] == ["model.layers.0.self_attn"]
-
-
-def test_the_attention_of_an_encoder_is_not_causal(arm):
-    config = transformers.BertConfig(
-        num_hidden_layers=1, num_attention_heads=2, hidden_size=16, intermediate_size=32, vocab_size=50
-    )
-    facts = model_facts(arm, transformers.BertForMaskedLM(config), IDS)
-    assert facts["model.causal_attention"] == []
 
 
 def test_a_model_without_config_says_nothing_of_one(arm):
@@ -61,7 +51,7 @@ def test_a_model_without_config_says_nothing_of_one(arm):
 
     facts = model_facts(arm, Model(4, 1), torch.ones(1, 4))
     assert "model.config" not in facts
-    assert (facts["model.embedding_params"], facts["model.causal_attention"]) == (0, [])
+    assert facts["model.embedding_params"] == 0
 
 
 SETTINGS = {
