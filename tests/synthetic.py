@@ -460,12 +460,11 @@ def _operations(spec: Spec, rank: _Rank) -> None:
     rank.add("operations", spec.profile_step, "forward", "other", dtype, 412, 0.0, None, None if spec.gpus else 9 * MS)
     causal = 0.1 * spec.micro_steps * sum(leaf[3] + leaf[4] for leaf in MODULE_LEAVES.values())
     facts = {
-        "compute.causal_flops": causal,
-        "compute.unclear_flops": 0,
+        "compute.causal_attention_flops": causal,
         "compute.update_flops": 0,
-        "compute.deepspeed.forward_flops": 6e9,
-        "compute.first_micro_step.forward_flops": 6e9,
-        "compute.first_micro_step.backward_flops": 3.4e9,
+        "compute.deepspeed_forward_flops": 6e9,
+        "compute.first_micro_step_forward_flops": 6e9,
+        "compute.first_micro_step_backward_flops": 3.4e9,
     }
     for key, value in facts.items():
         rank.add("facts", BOOT_NS + 1, key, json.dumps(value))

@@ -88,15 +88,11 @@ def _conventions(view: View, profile: Profile) -> tuple[_Convention, ...]:
 def _half_of_causal(profile: Profile, full: float | None) -> tuple[float | None, str]:
     if full is None:
         return None, "FLOPs were not counted"
-    causal = finite(profile.facts.get("compute.causal_flops"))
-    unclear = finite(profile.facts.get("compute.unclear_flops")) or 0.0
-    if causal is None:
+    if "compute.causal_attention_flops" not in profile.facts:
         return None, "which attention is causal was not recorded"
-    if unclear > _TO_CLOSE * full:
-        return None, (
-            f"for {percent(unclear / full)} of the FLOPs, which are of attention, it can't be told whether that is "
-            "causal: its mask is an ordinary tensor"
-        )
+    causal = finite(profile.facts["compute.causal_attention_flops"])
+    if causal is None:
+        return None, "of some attention it can't be told whether it is causal: its mask is an ordinary tensor"
     return full - causal / 2, ""
 
 

@@ -32,7 +32,7 @@ def _counted(profile: Profile) -> FlopsWay:
     if profile.total and profile.outside_modules > 0.001 * profile.total:
         share = percent(profile.outside_modules / profile.total)
         notes.append(f"{share} of them were in no module's call (losses and other functions).")
-    unknown = profile.facts.get("compute.unknown_operations")
+    unknown = profile.facts.get("compute.uncounted_operations")
     if isinstance(unknown, Mapping) and unknown:
         names = ", ".join(str(name)[:60] for name in sorted(unknown)[:3])
         notes.append(f"No formula is known for {len(unknown)} kinds of operations ({names}): they count as 0.")
@@ -75,9 +75,10 @@ def _modelled(profile: Profile) -> FlopsWay:
 
 def _deepspeed(profile: Profile) -> FlopsWay:
     facts = profile.facts
-    forward = finite(facts.get("compute.deepspeed.forward_flops"))
-    absent = facts.get("compute.deepspeed.absent")
-    missing = absent if isinstance(absent, str) else profile.reason or "what DeepSpeed would print was not made"
+    forward = finite(facts.get("compute.deepspeed_forward_flops"))
+    used = "deepspeed.version" in facts or facts.get("framework") == "deepspeed"
+    why = "its profiler gave no figure of the first forward" if used else "DeepSpeed is not used in this run"
+    missing = profile.reason or why
     backward = None if forward is None else 2 * forward
     total = None if forward is None else 3 * forward
     counted_forward, counted_backward = _first_micro_step(profile)
@@ -99,7 +100,7 @@ def _deepspeed(profile: Profile) -> FlopsWay:
 def _first_micro_step(profile: Profile) -> tuple[float | None, float | None]:
     """Counted forward and backward of the micro-step that DeepSpeed's profiler looks at."""
     forward, backward = (
-        finite(profile.facts.get(f"compute.first_micro_step.{name}_flops")) for name in ("forward", "backward")
+        finite(profile.facts.get(f"compute.first_micro_step_{name}_flops")) for name in ("forward", "backward")
     )
     if forward is None and profile.micro_steps == 1:
         return profile.forward, profile.backward

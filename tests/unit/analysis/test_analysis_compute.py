@@ -99,7 +99,7 @@ def test_what_deepspeed_gets_wrong_on_this_run_is_said(tmp_path: Path) -> None:
     assert "leaves out the 400 MFLOP that a step computes again" in note
     assert "covers the first of 2 micro-steps alone" in note
     assert "ZeRO-3" not in note
-    run = with_facts(read_run(tmp_path / "run"), compute__deepspeed__forward_flops=12e9, deepspeed__zero_stage=3)
+    run = with_facts(read_run(tmp_path / "run"), compute__deepspeed_forward_flops=12e9, deepspeed__zero_stage=3)
     assert (
         "Its forward is 2.00 x the counted one (under ZeRO-3 it counts linear layers twice)"
         in analyse(run).compute.ways[2].note
@@ -116,7 +116,7 @@ def test_a_full_training_of_one_micro_step_gives_deepspeed_nothing_to_get_wrong(
         .otherwise(0.0)
     )
     run = dataclasses.replace(run, tables={**run.tables, "operations": operations})
-    run = with_facts(run, compute__first_micro_step__forward_flops=None, compute__first_micro_step__backward_flops=None)
+    run = with_facts(run, compute__first_micro_step_forward_flops=None, compute__first_micro_step_backward_flops=None)
     deepspeed = analyse(run).compute.ways[2]
     assert deepspeed.ratio_to_counted == 1  # the one micro-step is the step
     assert deepspeed.note == ""
@@ -126,16 +126,17 @@ def test_a_full_training_of_one_micro_step_gives_deepspeed_nothing_to_get_wrong(
 def test_without_deepspeeds_figure_its_row_says_why(tmp_path: Path) -> None:
     run = with_facts(
         read_run(build_run(tmp_path / "run")),
-        compute__deepspeed__forward_flops=None,
-        compute__deepspeed__absent="deepspeed is not installed",
+        compute__deepspeed_forward_flops=None,
+        framework="ddp",
+        deepspeed__version=None,
     )
     deepspeed = analyse(run).compute.ways[2]
-    assert (deepspeed.total.value, deepspeed.total.reason) == (None, "deepspeed is not installed")
+    assert (deepspeed.total.value, deepspeed.total.reason) == (None, "DeepSpeed is not used in this run")
     assert (deepspeed.ratio_to_counted, deepspeed.note) == (None, "")
 
 
 def test_of_several_micro_steps_only_the_same_one_is_compared(tmp_path: Path) -> None:
-    run = with_facts(read_run(build_run(tmp_path / "run")), compute__first_micro_step__forward_flops=None)
+    run = with_facts(read_run(build_run(tmp_path / "run")), compute__first_micro_step_forward_flops=None)
     assert analyse(run).compute.ways[2].ratio_to_counted is None
 
 
@@ -311,12 +312,12 @@ def test_a_ceiling_below_the_run_is_said(tmp_path: Path) -> None:
 
 def test_causal_attention_is_halved_only_where_it_is_known(tmp_path: Path) -> None:
     run = read_run(build_run(tmp_path / "run", gpus=2))
-    unknown = share(analyse(with_facts(run, compute__causal_flops=None)).compute, "mfu_causal").of_datasheet
+    unknown = share(analyse(with_facts(run, compute__causal_attention_flops=None)).compute, "mfu_causal").of_datasheet
     assert (unknown.value, unknown.reason) == (None, "which attention is causal was not recorded")
-    unclear = share(analyse(with_facts(run, compute__unclear_flops=1.88e9)).compute, "mfu_causal").of_datasheet
+    unclear = share(analyse(with_facts(run, compute__causal_attention_flops="null")).compute, "mfu_causal").of_datasheet
     assert unclear.value is None
-    assert "for 10 % of the FLOPs" in str(unclear.reason)
-    encoder = analyse(with_facts(run, compute__causal_flops=0)).compute
+    assert "its mask is an ordinary tensor" in str(unclear.reason)
+    encoder = analyse(with_facts(run, compute__causal_attention_flops=0)).compute
     assert share(encoder, "mfu_causal").of_datasheet.value == share(encoder, "mfu_full").of_datasheet.value
 
 

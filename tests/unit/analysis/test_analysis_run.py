@@ -262,7 +262,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "value": st.sampled_from(["1", "-5", "null", "[1]", '{"a": 1}', '"x"', "not json", "NaN", "1e999"]),
     "key": st.sampled_from(
         ["deepspeed.config", "framework", "device.type", "omp_num_threads", "cpu.affinity", "model.params",
-         "compute.causal_flops", "compute.deepspeed.forward_flops", "compute.update_flops", "device.name",
+         "compute.causal_attention_flops", "compute.deepspeed_forward_flops", "compute.update_flops", "device.name",
          "model.config", "model.trainable_params", "torch.allow_tf32.matmul", "dist.world_size",
          "deepspeed.zero_stage", "deepspeed.offload_optimizer"]
     ),
