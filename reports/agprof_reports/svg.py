@@ -63,7 +63,8 @@ def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
     names = {name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES}
     if any(mark.begin != mark.end for bar in bars for mark in bar.marks):
         names.add("unexplained")
-    return {name: f"h{zlib.crc32(description.encode()):08x}-{i}" for i, name in enumerate(sorted(names))}
+    own = zlib.crc32(f"{description}{bars}".encode("utf-8", "replace"))
+    return {name: f"h{own:08x}-{i}" for i, name in enumerate(sorted(names))}
 
 
 def _patterns(hatches: Mapping[str, str]) -> list[Markup]:

@@ -65,7 +65,7 @@ class Finding:
     title: str
     evidence: str
     section: str
-    """Anchor of the one that proves it: time, communication, compute, memory, oom, system, ranks, quality, trace."""
+    """Anchor of the proof's section: time, communication, compute, memory, oom, system, ranks, quality, trace."""
     saving_ns_per_step: Figure | None
     """None when it is not about time."""
     confidence: Confidence

@@ -19,10 +19,11 @@ def modules(compute: ComputeAnswer, most_rows: int) -> Chart:
     flops = _own([executed(row) for row in rows], rows)
     times = _own([float(device_ns(row) or 0) for row in rows], rows)
     by_flops = sum(flops) > 0
-    share_of_time = _shares(row.time_share for row in rows)
-    share_of_flops = _shares(row.flops_share for row in rows)
-    roots = [row for row in rows if row.parent is None]
-    several = len(roots) > 1
+    several = sum(row.parent is None for row in rows) > 1
+    above = [0.0] if several else []  # a box over all models has nothing of its own
+    flops, times = flops + above, times + above
+    share_of_time = _shares(row.time_share for row in rows) + above
+    share_of_flops = _shares(row.flops_share for row in rows) + above
     parents = _parent_ids(rows)
     data: Spec = {
         "type": "icicle",
@@ -54,19 +55,13 @@ def modules(compute: ComputeAnswer, most_rows: int) -> Chart:
         _variant("size: time, shade: FLOPs", times, share_of_flops, 0.5),
     ]
     if any(row.of_ceiling is not None for row in rows):
-        reached = _shares(row.of_ceiling for row in rows)
+        reached = _shares(row.of_ceiling for row in rows) + above
         variants.append(_variant("size: time, shade: of the ceiling", times, reached, 1.0))
     if several:
         data["ids"].append("all")
         data["parents"].append("")
         data["labels"].append("all models")
         data["customdata"].append(["all models", "", "", "", "", ""])
-        data["marker"]["colors"].append(0)
-        for variant in variants:
-            variant["data"]["values"][0].append(0)
-            variant["data"]["marker.colors"][0].append(0)
-        if not by_flops:
-            data["values"] = [*times]
     spec: Spec = {
         "data": [data],
         "layout": {

@@ -21,11 +21,15 @@ def own_work(groups: Sequence[StepGroup]) -> Chart:
             work[row.rank][index] = float(row.duration_ns - row.parts_ns.get("communication", 0))
     divisor, unit = scale((y for values in work.values() for y in values), "ns")
     x = [group.step for group in kept]
-    scaled = {rank: [None if y is None else short(y / divisor) for y in values] for rank, values in work.items()}
+    few = len(ranks) <= DIRECT_LABELS
+    scaled = {
+        rank: [None if y is None else short(y / divisor, 4 if few else 3) for y in values]
+        for rank, values in work.items()
+    }
     totals = _mean_work(groups, ranks)
     title = "Own work per step: step without exposed communication"
     table = tables.own_work(totals)
-    if len(ranks) <= DIRECT_LABELS:
+    if few:
         points: list[list[Point]] = [list(zip(map(float, x), scaled[rank], strict=True)) for rank in ranks]
         top = max((y for values in scaled.values() for y in values if y is not None), default=1.0) * 1.1
         names = [f"rank {rank}" for rank in ranks]

@@ -5,13 +5,16 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from agprof_reports import embed
+from agprof_reports import embed, run
 from agprof_reports.run import render, write
 from sample_answers import hostile_answers, sample_answers
+from sample_compute_answers import many_modules
+from sample_memory_answers import out_of_memory, too_much_explained
 
 LIMIT_BYTES = 3_000_000
 
@@ -63,6 +66,44 @@ def test_write_leaves_one_whole_file(tmp_path):
 @pytest.mark.parametrize(("ranks", "steps"), [(1, 0), (2, 50), (64, 1000)])
 def test_the_file_keeps_its_bound(ranks, steps):
     assert len(render(sample_answers(ranks, steps))) <= LIMIT_BYTES
+
+
+def test_many_ranks_with_many_modules_keep_the_bound():
+    largest = replace(sample_answers(64, 1000), compute=many_modules(1_000))
+    html = render(largest)
+    assert len(html) <= LIMIT_BYTES
+    deep = tuple(replace(row, path=row.path and f"{'block.' * 20}{row.path}") for row in largest.compute.modules)
+    assert len(render(replace(largest, compute=replace(largest.compute, modules=deep)))) <= LIMIT_BYTES
+
+
+def test_a_page_that_would_be_too_large_carries_fewer_rows_and_says_so(monkeypatch):
+    answers = replace(sample_answers(2, 500), compute=many_modules(400))
+    whole = render(answers)
+    monkeypatch.setattr(run, "LIMIT_BYTES", len(whole) - 1)
+    less = render(answers)
+    assert len(less) < len(whole)
+    assert "The 150 largest of 504 modules" in less.decode()
+    assert "300 of 500 rows, at even distances" in less.decode()
+
+
+@pytest.mark.parametrize("make", [out_of_memory, lambda: out_of_memory("host"), too_much_explained])
+def test_memory_that_ran_out_or_does_not_close_makes_a_whole_page(make):
+    html = render(replace(sample_answers(), memory=make()))
+    read = Reader(html.decode())
+    ids = [attributes["id"] for _, attributes in read.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [attributes["href"][1:] for tag, attributes in read.tags if tag == "a"]
+    assert set(links) <= set(ids)
+    order = [a["id"] for tag, a in read.tags if tag == "section"]
+    assert order[:2] == (["verdict", "oom"] if make() and make().oom else ["verdict", "findings"])
+    assert html == render(replace(sample_answers(), memory=make()))
+
+
+def test_without_javascript_accounts_and_ways_are_bars_with_their_totals(read):
+    titles = "".join(read.text)
+    assert "activations: 125 MiB (58.1%)" in titles
+    assert "total, measured: 215 MiB" in titles
+    assert "backward: 1.36 × counted (66.7%)" in titles
 
 
 def test_nothing_reaches_out(read):
