@@ -117,7 +117,11 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Pre
     rank = max(measured, key=lambda number: measured[number])
     row = plan.as_written
     where = f"rank {rank}, the profile step's peak"
-    yield _row("memory at the peak", "bytes", row.device_bytes + row.host_bytes, measured[rank], where)
+    predicted, held = row.device_bytes + row.host_bytes, _data_set(peaks, rank)
+    if held:
+        note = f"{where}; without the data set that the job keeps in memory, which no plan knows"
+        yield _row("memory at the peak, data set apart", "bytes", predicted, measured[rank] - held, note)
+    yield _row("memory at the peak", "bytes", predicted, measured[rank], where)
     found: dict[str, float] = {}
     for account in peaks:
         for part in account.parts if account.rank == rank else ():
@@ -129,3 +133,9 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Pre
     for name, label in _STANDING_PARTS.items():
         if planned.get(name) or found.get(name):
             yield _row(f"{label} at the peak", "bytes", planned.get(name, 0.0), found.get(name), where)
+
+
+def _data_set(peaks: Sequence[MemoryAccount], rank: int) -> float:
+    """Bytes of the tensors that the job's data sets keep."""
+    parts = (part for account in peaks if account.rank == rank for part in account.parts if part.part == "inputs")
+    return sum(size for part in parts for detail, size in part.details if detail == "dataset")

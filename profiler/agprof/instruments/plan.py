@@ -137,21 +137,28 @@ def _count_variant(variant: Variant) -> dict[str, Any]:
 
 
 def variants_of(job: Job) -> Iterator[Variant]:
-    """One change each, of what the job says about itself."""
-    batch, length = job.micro_batch, job.sequence_length
-    for value in _around(batch, (0.5, 2, 4)):
-        yield Variant("micro_batch", f"micro-batch {value}", {"micro_batch": value})
-    for value in _around(length, (0.5, 2)):
-        yield Variant("sequence_length", f"sequence length {value}", {"sequence_length": value})
+    """One change each, of what the job says about itself; the most telling first, as there may not be time for all."""
+    if job.micro_batch is not None:
+        yield _micro_batch(job.micro_batch * 2)
     if job.checkpointing is not None:
         word = "without" if job.checkpointing else "with"
         yield Variant("checkpointing", f"{word} activation checkpointing", {"checkpointing": not job.checkpointing})
     if job.lora is not None:
         yield Variant("lora", f"{'without' if job.lora else 'with'} LoRA", {"lora": not job.lora})
+    if job.sequence_length is not None:
+        yield _sequence(job.sequence_length * 2)
+    if job.micro_batch is not None:
+        yield from (_micro_batch(value) for value in (job.micro_batch // 2, job.micro_batch * 4) if value)
+    if job.sequence_length is not None and job.sequence_length >= 2:
+        yield _sequence(job.sequence_length // 2)
 
 
-def _around(value: int | None, factors: tuple[float, ...]) -> list[int]:
-    return [] if value is None else [int(value * factor) for factor in factors if value * factor >= 1]
+def _micro_batch(value: int) -> Variant:
+    return Variant("micro_batch", f"micro-batch {value}", {"micro_batch": value})
+
+
+def _sequence(value: int) -> Variant:
+    return Variant("sequence_length", f"sequence length {value}", {"sequence_length": value})
 
 
 if __name__ == "__main__":
