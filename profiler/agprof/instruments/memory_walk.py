@@ -102,10 +102,10 @@ def _surviving(source: Callable[[Owners], Iterator[Owned]], owners: Owners) -> I
 
 def _named_parameters(owners: Owners) -> Iterator[tuple[Any, str]]:
     for module in owners.modules:
-        parameters = vars(module).get("_parameters") or {}
+        parameters = vars(module).get("_parameters")
         path = owners.names.get(id(module), type(module).__name__)
-        for name, parameter in list(parameters.items()):
-            if parameter is not None:
+        for name, parameter in list(parameters.items()) if isinstance(parameters, dict) else ():
+            if is_tensor(parameter):
                 yield parameter, f"{path}.{name}" if path else name
 
 
@@ -163,8 +163,9 @@ def _wrapped(owners: Owners) -> Iterator[Owned]:
 def _buffers(owners: Owners) -> Iterator[Owned]:
     for module in owners.modules:
         path = owners.names.get(id(module), type(module).__name__)
-        for name, buffer in list((vars(module).get("_buffers") or {}).items()):
-            if buffer is not None:
+        buffers = vars(module).get("_buffers")
+        for name, buffer in list(buffers.items()) if isinstance(buffers, dict) else ():
+            if is_tensor(buffer):
                 yield local(buffer), "buffers", "", f"{path}.{name}"
 
 

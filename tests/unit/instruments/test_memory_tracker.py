@@ -168,11 +168,20 @@ def test_what_existed_before_and_goes_lowers_the_live_bytes():
 
 
 def test_an_unknown_argument_is_nobodys_growth():
-    old = torch.zeros(500)
-    tracker, live = track(lambda: old.view(5, 100))
-    assert live == tracker.peak_bytes == 0
-    del old
-    assert tracker.live_bytes == 0
+    old = [torch.zeros(500)]
+
+    def run():
+        view = old[0].view(5, 100)
+        old.clear()
+        del view
+        return tracker.live_bytes
+
+    tracker = MemoryTracker(torch)
+    with watching(torch, listeners=[tracker.listen]):
+        tracker.start()
+        assert run() == 0
+        tracker.stop()
+    assert tracker.peak_bytes == 0
 
 
 @pytest.mark.parametrize("base", [0, 10_000])
