@@ -3,10 +3,15 @@
 from collections.abc import Callable, Iterable
 
 from agprof.analysis import findings_comm as comm
+from agprof.analysis import findings_deepspeed as deepspeed
+from agprof.analysis import findings_kinds as kinds
 from agprof.analysis import findings_oom as oom
+from agprof.analysis import findings_repeats as repeats
 from agprof.analysis import findings_resources as resources
 from agprof.analysis import findings_time as time
 from agprof.analysis.evidence import Evidence
+from agprof.analysis.findings_output import much_output
+from agprof.analysis.findings_readbacks import readbacks
 from agprof.model.answers import Finding
 
 Finder = Callable[[Evidence], Finding | None]
@@ -15,16 +20,24 @@ FINDERS: tuple[Finder, ...] = (
     oom.out_of_memory,
     resources.rank_ended,
     comm.small_messages,
+    deepspeed.tiny_buckets,
     comm.exposed_communication,
     time.straggler,
     time.data_wait,
     time.other_large,
-    time.bimodal_steps,
-    time.unstable_steps,
+    kinds.bimodal_steps,
+    kinds.unstable_steps,
     time.long_warmup,
     resources.optimizer_offload,
     resources.oversubscribed_threads,
     resources.memory_growth,
+    repeats.repeated_inputs,
+    repeats.repeated_at_once,
+    repeats.copied_items,
+    readbacks,
+    much_output,
+    deepspeed.inert_checkpointing,
+    deepspeed.overridden_rate,
 )
 _FIRST = ("out-of-memory", "rank-ended")
 

@@ -1,19 +1,13 @@
-"""Findings on time: data, stragglers, uneven steps, host work, warm-up."""
+"""Findings on time: data, stragglers, host work, warm-up."""
 
-from statistics import mean, median, quantiles
+from statistics import median
 
 import polars as pl
 
 from agprof.analysis.evidence import Evidence, saving
-from agprof.analysis.statistics import two_modes
-from agprof.analysis.time import PHASE_WORDS, describe_ranges, range_rows
-from agprof.analysis.view import mean_parts
+from agprof.analysis.time import describe_ranges, range_rows
 from agprof.model.answers import Finding
 from agprof.model.format import format_value, percent
-from agprof.model.tables import PHASES
-
-_ENOUGH = 8
-"""Steady steps below which the shape of their distribution is not judged."""
 
 
 def data_wait(evidence: Evidence) -> Finding | None:
@@ -99,69 +93,6 @@ def other_large(evidence: Evidence) -> Finding | None:
         confidence="rule of thumb",
         change="Put `with agprof.range(name):` around logging, metrics and checkpoints, then do them less often.",
         check="the part `other` shrinks, or your ranges say what it is.",
-    )
-
-
-def bimodal_steps(evidence: Evidence) -> Finding | None:
-    """Steps come in two kinds."""
-    modes = two_modes(evidence.view.steady_durations)
-    if modes is None:
-        return None
-    fast, slow, share = modes
-    middle = (fast + slow) / 2
-    phase, difference = _where_modes_differ(evidence, middle)
-    return Finding(
-        key="bimodal-steps",
-        title=f"Steps come in two kinds: {format_value(fast, 'ns')} and {format_value(slow, 'ns')}",
-        evidence=(
-            f"{percent(share)} of {evidence.time.steady_steps} steady steps are of the slow kind; they differ by "
-            f"{format_value(difference, 'ns')} in {PHASE_WORDS[phase]}."
-        ),
-        section="time",
-        saving_ns_per_step=saving(
-            share * (slow - fast), evidence.time.step_time.n, "share of slow steps x the difference of the two medians"
-        ),
-        confidence="measured",
-        change=(
-            "Find what the loop does only in some steps (a branch, longer input, an evaluation) and put "
-            "`agprof.range` around it; balance it over steps, or make it rarer."
-        ),
-        check="the chart of steps shows one band.",
-    )
-
-
-def _where_modes_differ(evidence: Evidence, middle: float) -> tuple[str, float]:
-    slow = evidence.view.slowest.filter((pl.col("kind") == "steady") & (pl.col("duration_ns") > middle)).select("step")
-    rows = evidence.view.steady
-    of_slow = mean_parts(rows.join(slow, on="step", how="semi"))
-    of_fast = mean_parts(rows.join(slow, on="step", how="anti"))
-    phase = max(PHASES, key=lambda name: of_slow[name] - of_fast[name])
-    return phase, of_slow[phase] - of_fast[phase]
-
-
-def unstable_steps(evidence: Evidence) -> Finding | None:
-    """Step times spread widely, without two clear modes."""
-    durations = evidence.view.steady_durations
-    if len(durations) < _ENOUGH or two_modes(durations) is not None:
-        return None
-    lower, middle, upper = quantiles(durations, n=4, method="inclusive")
-    if not middle or (upper - lower) / middle < 0.15:
-        return None
-    return Finding(
-        key="unstable-steps",
-        title=f"Step times spread by {percent((upper - lower) / middle)}",
-        evidence=(
-            f"Half of the {len(durations)} steady steps lie between {format_value(lower, 'ns')} and "
-            f"{format_value(upper, 'ns')}; the slowest takes {format_value(max(durations), 'ns')}."
-        ),
-        section="time",
-        saving_ns_per_step=saving(
-            mean(durations) - lower, len(durations), "if every step were as fast as the fastest quarter is at most"
-        ),
-        confidence="rule of thumb",
-        change="Look in the chart of steps for what slow steps share: other programs on the host, garbage collection, "
-        "varying lengths of the input.",
-        check="the interval of the median gets narrower.",
     )
 
 

@@ -7,6 +7,7 @@ boundary. Pipeline engines make their updates in `_take_model_step`, which `step
 
 import functools
 import sys
+import weakref
 from typing import Any
 
 from agprof.instruments.recorder import Recorder
@@ -23,6 +24,12 @@ class EnginePhases:
         self._recorder = recorder
         self._loop = loop
         self._engines = 0
+        self._prefixes: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._rates: dict[str, float] = {}
+        """Highest learning rate that each engine's optimizer had."""
+        self._checkpoint_calls: int | None = None
+        self._note_rate = recorder.guard("deepspeed learning rate", self._do_note_rate)
+        recorder.on_finish.append((INSTRUMENT, self._finish))
 
     def arm(self, module: Any) -> None:
         """`module` is deepspeed.runtime.engine."""
@@ -35,6 +42,26 @@ class EnginePhases:
     def arm_hybrid(self, module: Any) -> None:
         """`module` is deepspeed.runtime.hybrid_engine."""
         self._recorder.patches.replace(module.DeepSpeedHybridEngine, "__init__", self._around_hybrid_init)
+
+    def arm_checkpointing(self, module: Any) -> None:
+        """`module` is deepspeed.runtime.activation_checkpointing.checkpointing: counts the calls of its API."""
+        self._checkpoint_calls = 0
+        for name in ("checkpoint", "non_reentrant_checkpoint"):
+            self._recorder.patches.replace(module, name, self._around_checkpoint)
+
+    def _around_checkpoint(self, original: Any) -> Any:
+        @functools.wraps(original)
+        def checkpoint(*args: Any, **kwargs: Any) -> Any:
+            self._checkpoint_calls = (self._checkpoint_calls or 0) + 1
+            return original(*args, **kwargs)
+
+        return checkpoint
+
+    def _finish(self) -> None:
+        for prefix, rate in self._rates.items():
+            self._recorder.fact(f"{prefix}.lr", rate)
+        if self._engines and self._checkpoint_calls is not None:
+            self._recorder.fact("deepspeed.checkpoint_calls", self._checkpoint_calls)
 
     def _around_hybrid_init(self, original: Any) -> Any:
         count = self._recorder.guard(INSTRUMENT, self._count_containers)
@@ -65,6 +92,7 @@ class EnginePhases:
         fact = self._recorder.fact
         prefix = "deepspeed" if self._engines == 0 else f"deepspeed.engine{self._engines}"
         self._engines += 1
+        self._prefixes[engine] = prefix
         fact("framework", "deepspeed")
         fact(f"{prefix}.zero_stage", int(engine.zero_optimization_stage()))
         fact(f"{prefix}.gradient_accumulation_steps", int(engine.gradient_accumulation_steps()))
@@ -104,7 +132,15 @@ class EnginePhases:
     def _end_step(self, engine: Any, span: Any, steps_before: int) -> None:
         self._recorder.close(span)
         if engine.global_steps != steps_before:
+            self._note_rate(engine)
             self._loop.stepped(engine)
+
+    def _do_note_rate(self, engine: Any) -> None:
+        prefix, optimizer = self._prefixes.get(engine), getattr(engine, "optimizer", None)
+        groups = getattr(optimizer, "param_groups", None)
+        rate = groups[0].get("lr") if groups else None
+        if prefix is not None and isinstance(rate, (int, float)):
+            self._rates[prefix] = max(self._rates.get(prefix, 0.0), float(rate))
 
 
 def _offloads(engine: Any) -> bool:

@@ -230,7 +230,12 @@ MEMORY_PARTS = table(
     "The memory account of a rank at certain moments: how many bytes each part holds. One row of part `total` per "
     "moment and space is measured on its own; what the parts leave of it is unexplained.",
     ("step", "int", "optimizer step"),
-    ("at", "str", "standing (between steps, before the profile step) | peak (the highest of the profile step) | oom"),
+    (
+        "at",
+        "str",
+        "standing (between steps, before the profile step) | peak (the highest of the profile step) | "
+        "generation (the highest of a `generate` in it) | oom",
+    ),
     ("space", "str", "device | host: where these bytes are"),
     (
         "part",
@@ -276,15 +281,22 @@ MEMORY_CURVE = table(
 REPEATS = table(
     "repeats",
     "rank",
-    "Frozen modules that were given inputs they had been given before, over the steps after the profile step in which "
-    "this was looked at. Only outermost frozen modules are looked at.",
+    "Frozen modules that were given inputs they had been given before, over the profile step and those after it in "
+    "which this was looked at. Only outermost frozen modules are looked at; inputs are compared by checksums of 64 bits.",
     ("first_step", "int", "first optimizer step looked at"),
     ("last_step", "int", "last"),
     ("root", "int", "tree, as in `modules`"),
     ("path", "str", "path of the module"),
     ("calls", "int", "calls looked at"),
     ("repeated_calls", "int", "of them with all tensor inputs equal to those of an earlier call"),
-    ("forward_flops_per_call", "float?", "counted in the profile step"),
+    ("repeated_at_once", "int?", "of the repeated calls those whose earlier call was in the same micro-step"),
+    (
+        "repeated_items_share",
+        "float?",
+        "mean share of the items in a call's batch that equal another item of the same call",
+    ),
+    ("forward_ns_per_call", "int?", "median host time of a call; None where a device works meanwhile"),
+    ("unverified_calls", "int?", "calls whose inputs were too large or of a kind that is not compared; not repeated"),
 )
 
 READBACKS = table(
@@ -293,10 +305,16 @@ READBACKS = table(
     "Values that the host read back from tensors in the profile step (`.item()` and the like): on a GPU each waits for "
     "the device.",
     ("step", "int", "optimizer step"),
-    ("kind", "str", "item (one value) | copy (a tensor copied to the host)"),
+    (
+        "kind",
+        "str",
+        "item (one value) | copy (a tensor copied to the host) | size (a result whose size depends on values, as of "
+        "nonzero)",
+    ),
     ("place", "str", "innermost Python frame outside torch: `file:line function`"),
     ("calls", "int", "times in the step"),
     ("duration_ns", "int?", "time of the calls"),
+    ("package", "str?", "installed package that the place belongs to; None for the job's own code"),
 )
 
 MARKS = table(
