@@ -1,12 +1,15 @@
 """The report in a real Chromium: quiet, self-contained, alive, in both colours, on a wide and a narrow screen."""
 
 import time
+from dataclasses import replace
 
 import pytest
 from devtools import browser
 
 from agprof_reports.run import write
 from sample_answers import hostile_answers, sample_answers
+from sample_compute_answers import h100_compute, many_modules, rlhf_compute, unknown_device_compute
+from sample_memory_answers import out_of_memory, too_much_explained
 
 pytestmark = pytest.mark.system("chromium")
 
@@ -49,9 +52,12 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports")
     for name, answers in {
         "two": sample_answers(),
-        "many": sample_answers(64, 1000),
+        "many": replace(sample_answers(64, 1000), compute=many_modules()),
         "empty": sample_answers(1, 0),
         "hostile": hostile_answers(),
+        "oom": replace(sample_answers(), compute=h100_compute(), memory=out_of_memory()),
+        "odd": replace(sample_answers(), compute=unknown_device_compute(), memory=too_much_explained()),
+        "rlhf": replace(sample_answers(), compute=rlhf_compute()),
     }.items():
         write(answers, folder / f"{name}.html")
     return folder
@@ -62,7 +68,7 @@ def outside(page, path):
     return [url for url in page.requests if url != path.as_uri() and not url.startswith("data:")]
 
 
-@pytest.mark.parametrize("name", ["two", "many", "empty", "hostile"])
+@pytest.mark.parametrize("name", ["two", "many", "empty", "hostile", "oom", "odd", "rlhf"])
 def test_every_chart_is_drawn_without_a_word_on_the_console_or_a_request(page, files, name):
     path = files / f"{name}.html"
     page.open(path)
@@ -72,7 +78,8 @@ def test_every_chart_is_drawn_without_a_word_on_the_console_or_a_request(page, f
     assert page.evaluate("document.querySelectorAll('[data-failed]').length") == 0
     assert page.evaluate("[...document.querySelectorAll('.plot')].every((p) => p.querySelector('.main-svg'))")
     ids = page.evaluate("[...document.querySelectorAll('main > section')].map((s) => s.id)")
-    assert ids[: len(SECTIONS)] == SECTIONS
+    urgent = ["oom"] if name in ("oom", "hostile") else []
+    assert ids[: len(SECTIONS) + len(urgent)] == [SECTIONS[0], *urgent, *SECTIONS[1:]]
 
 
 def test_hostile_names_run_nothing(page, files):
@@ -101,10 +108,11 @@ def test_a_large_run_opens_in_two_seconds(page, files):
     assert time.monotonic() - begin < OPEN_LIMIT_S
 
 
+@pytest.mark.parametrize("name", ["two", "oom"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 390])
-def test_it_fits_and_can_be_read(page, files, width, scheme):
-    page.open(files / "two.html", width=width, scheme=scheme)
+def test_it_fits_and_can_be_read(page, files, width, scheme, name):
+    page.open(files / f"{name}.html", width=width, scheme=scheme)
     page.draw_all()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("innerWidth") == width
@@ -235,6 +243,104 @@ def test_modules_switch_between_flops_and_time(page, files):
     assert page.problems == []
 
 
+def hover(page, selector, x_share, y_share):
+    x, y, width, height = place(page, selector)
+    page.mouse("mouseMoved", x + width * x_share, y + height * y_share)
+    page.mouse("mouseMoved", x + width * x_share + 1, y + height * y_share)
+
+
+def said(page, chart):
+    page.until(f"document.querySelector('#chart-{chart} .hoverlayer').textContent")
+    return page.evaluate(f"document.querySelector('#chart-{chart} .hoverlayer').textContent")
+
+
+def test_a_point_of_the_roofline_tells_its_modules_and_how_near_the_roof_it_is(page, files):
+    page.open(files / "two.html")
+    page.draw_all()
+    place(page, "#chart-roofline .nsewdrag")
+    points = "document.querySelectorAll('#chart-roofline .scatterlayer .point')"
+    at = f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({points}[0].getBoundingClientRect())"
+    x, y = page.evaluate(at)
+    page.mouse("mouseMoved", x - 1, y)
+    page.mouse("mouseMoved", x, y)
+    text = said(page, "roofline")
+    assert "FLOP per byte" in text
+    assert "% of the roof, bound by" in text
+    assert page.problems == []
+
+
+def test_the_account_tells_all_parts_of_a_rank_at_once(page, files):
+    page.open(files / "two.html")
+    page.draw_all()
+    hover(page, "#chart-memory-account .nsewdrag", 0.5, 0.9)
+    text = said(page, "memory-account")
+    for part in ("parameters", "activations", "unexplained", "total, measured"):
+        assert part in text
+    assert page.problems == []
+
+
+def test_the_step_tells_its_live_bytes_at_a_moment(page, files):
+    page.open(files / "two.html")
+    page.draw_all()
+    hover(page, "#chart-memory-step .nsewdrag", 0.4, 0.5)
+    text = said(page, "memory-step")
+    assert "rank 0" in text
+    assert "rank 1" in text
+    assert "MiB" in text
+
+
+def test_hatches_tell_unexplained_from_every_colour(page, files):
+    page.open(files / "odd.html", scheme="dark")
+    page.draw_all()
+    patterns = "document.querySelectorAll('#chart-memory-account pattern').length"
+    assert page.evaluate(patterns) >= 4
+    fills = """[...document.querySelectorAll('#chart-memory-account .bars .point path')]
+      .map((bar) => getComputedStyle(bar).fill).filter((fill) => fill.startsWith('url')).length"""
+    assert page.evaluate(fills) > 0
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("table", "label"),
+    [
+        ("table-modules", "device time"),
+        ("table-modules", "of the ceiling"),
+        ("table-operations", "FLOPs"),
+        ("table-memory-zero", "on the device"),
+        ("table-allocations", "size"),
+        ("table-memory-parts", "size"),
+        ("table-roofline", "of the roof"),
+    ],
+)
+def test_tables_of_compute_and_memory_sort_by_value(page, files, table, label):
+    page.open(files / "two.html")
+    column = f"[...document.querySelectorAll('#{table} th')].findIndex((th) => th.textContent.startsWith({label!r}))"
+    page.evaluate(f"document.querySelectorAll('#{table} th button')[{column}].click()")
+    values = page.evaluate(f"""[...document.querySelectorAll('#{table} tbody tr')].map((row) => {{
+      const cell = row.cells[{column}];
+      return parseFloat(cell.dataset.v ?? cell.textContent.replace(/,/g, ''));
+    }}).filter((value) => !Number.isNaN(value))""")
+    assert len(set(values)) > 2
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_stack_is_folded_until_it_is_asked_for(page, files):
+    page.open(files / "two.html")
+    stack = "document.querySelector('#table-allocations details.name')"
+    closed = page.evaluate(f"{stack}.getBoundingClientRect().height")
+    page.evaluate(f"{stack}.querySelector('summary').click()")
+    assert page.evaluate(f"{stack}.open")
+    assert page.evaluate(f"{stack}.getBoundingClientRect().height") >= 4 * closed
+
+
+def test_links_lead_from_the_list_to_memory_that_ran_out(page, files):
+    page.open(files / "oom.html")
+    links = page.evaluate("[...document.querySelectorAll('nav.sections a')].map((a) => a.hash)")
+    assert links[:3] == ["#verdict", "#oom", "#kpis"]
+    top = "document.getElementById('{}').getBoundingClientRect().top"
+    assert page.evaluate(top.format("oom")) < page.evaluate(top.format("findings"))
+
+
 def test_without_javascript_the_answers_are_there(page, files):
     page.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
@@ -242,7 +348,10 @@ def test_without_javascript_the_answers_are_there(page, files):
         rows = page.evaluate("document.querySelectorAll('tbody tr').length")
         assert rows > 80
         bars = "[...document.querySelectorAll('svg.bars')].map((bar) => bar.getBoundingClientRect().height)"
-        assert page.evaluate(bars) == [24, 48]
+        step, phases, *others = page.evaluate(bars)
+        assert [step, phases] == [24, 48]
+        assert others == [3 * 42, 4 * 42, 8 * 42]  # FLOPs three ways, account, ZeRO: labels above their bars
+        assert page.evaluate("[...document.querySelectorAll('svg.bars .tick')].length") == 4 + 4
         assert "needs JavaScript" in page.evaluate("document.querySelector('#chart-steps').innerText")
         assert page.evaluate("document.querySelectorAll('.table-tools, .main-svg').length") == 0
     finally:
