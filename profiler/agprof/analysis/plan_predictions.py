@@ -9,6 +9,8 @@ from agprof.model.memory_answers import MemoryAccount, Prediction
 from agprof.model.plan_answers import MicroStepPlan, PlanAnswer
 
 MAX_MIXES = 10_000
+WORTH_A_ROW = 0.01
+"""Share of the peak from which a part is compared."""
 _STANDING_PARTS = {
     "parameters": "parameters",
     "gradients": "gradients",
@@ -34,13 +36,15 @@ def predict(
 def _predictions(
     plan: PlanAnswer, compute: ComputeAnswer | None, accounts: Sequence[MemoryAccount]
 ) -> Iterator[Prediction]:
+    mix: tuple[float, ...] | None = None
     if compute is not None:
         yield _row("parameters", "1", plan.model.params, compute.params.value)
         yield _row("trained parameters", "1", plan.model.trainable_params, compute.trainable_params.value)
         counted = next((way for way in compute.ways if way.way == "counted" and way.scope == "step"), None)
-        if counted is not None:
-            yield from _flops(plan, counted)
-    yield from _memory(plan, accounts)
+        if counted is not None and counted.total.value:
+            mix = nearest_mix(plan.micro_steps, counted.total.value)
+            yield from _flops(plan, counted, mix)
+    yield from _memory(plan, accounts, mix)
 
 
 def _row(label: str, unit: str, predicted: float, measured: float | None, note: str = "") -> Prediction:
@@ -48,18 +52,18 @@ def _row(label: str, unit: str, predicted: float, measured: float | None, note: 
     return Prediction(label=label, unit=unit, predicted=predicted, measured=measured, ratio=ratio, note=note)
 
 
-def _flops(plan: PlanAnswer, counted: FlopsWay) -> Iterator[Prediction]:
+def _flops(plan: PlanAnswer, counted: FlopsWay, mix: tuple[float, ...] | None) -> Iterator[Prediction]:
     expected = plan.as_written
     total = expected.forward_flops + expected.backward_flops
-    mix = nearest_mix(plan.micro_steps, counted.total.value) if counted.total.value else None
     if mix is not None:
-        words = ", ".join(f"{count} x {kind.name}" for kind, count in zip(plan.micro_steps, mix, strict=True))
-        chance = sum(
-            count * (kind.forward_flops + kind.backward_flops)
-            for kind, count in zip(plan.micro_steps, mix, strict=True)
-        )
-        note = f"chance decides between kinds of micro-step; nearest for the profile step: {words}"
-        yield _row("FLOPs per step, for the micro-steps that chance gave", "FLOP", chance, counted.total.value, note)
+        words = ", ".join(f"{count:g} x {kind.name}" for kind, count in zip(plan.micro_steps, mix, strict=True))
+        kinds = list(zip(plan.micro_steps, mix, strict=True))
+        note = f"chance decides between kinds of micro-step; nearest to the profile step: {words}"
+        forward = sum(count * kind.forward_flops for kind, count in kinds)
+        backward = sum(count * kind.backward_flops for kind, count in kinds)
+        yield _row("forward FLOPs per step, as chance fell", "FLOP", forward, counted.forward.value, note)
+        yield _row("backward FLOPs per step, as chance fell", "FLOP", backward, counted.backward.value, note)
+        yield _row("FLOPs per step, as chance fell", "FLOP", forward + backward, counted.total.value, note)
         yield _row("FLOPs per step, expected value", "FLOP", total, counted.total.value)
         return
     yield _row("forward FLOPs per step", "FLOP", expected.forward_flops, counted.forward.value)
@@ -108,7 +112,7 @@ def _splits(total: int, parts: int) -> list[tuple[int, ...]]:
     return [(first, *rest) for first in range(total + 1) for rest in _splits(total - first, parts - 1)]
 
 
-def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Prediction]:
+def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount], mix: tuple[float, ...] | None) -> Iterator[Prediction]:
     peaks = [account for account in accounts if account.at == "peak" and account.total.value is not None]
     if not peaks:
         return
@@ -118,6 +122,8 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Pre
     row = plan.as_written
     where = f"rank {rank}, the profile step's peak"
     predicted, held = row.device_bytes + row.host_bytes, _data_set(peaks, rank)
+    if spared := _spared_by_chance(plan, mix):
+        yield _row("memory at the peak, as chance fell", "bytes", predicted - spared, measured[rank] - held, where)
     if held:
         note = f"{where}; without the data set that the job keeps in memory, which no plan knows"
         yield _row("memory at the peak, data set apart", "bytes", predicted, measured[rank] - held, note)
@@ -131,8 +137,16 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount]) -> Iterator[Pre
     for planned_part in row.parts:
         planned[planned_part.part] = planned.get(planned_part.part, 0.0) + planned_part.bytes
     for name, label in _STANDING_PARTS.items():
-        if planned.get(name) or found.get(name):
+        if max(planned.get(name, 0.0), found.get(name, 0.0)) >= WORTH_A_ROW * measured[rank]:
             yield _row(f"{label} at the peak", "bytes", planned.get(name, 0.0), found.get(name), where)
+
+
+def _spared_by_chance(plan: PlanAnswer, mix: tuple[float, ...] | None) -> float:
+    """Bytes by which the peak is lower than planned because the kind that sets it did not occur."""
+    if mix is None or not any(part.part == "activations" for part in plan.as_written.parts):
+        return 0.0
+    occurred = [kind.activation_bytes for kind, count in zip(plan.micro_steps, mix, strict=True) if count]
+    return float(max(kind.activation_bytes for kind in plan.micro_steps) - max(occurred, default=0))
 
 
 def _data_set(peaks: Sequence[MemoryAccount], rank: int) -> float:

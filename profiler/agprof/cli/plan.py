@@ -74,10 +74,14 @@ def make(
     *,
     device: Literal["gpu", "cpu"] | None = None,
     ranks: int | None = None,
+    variants: bool = True,
     budget_s: float = BUDGET_S,
     answers: "RunAnswers | None" = None,
 ) -> "PlanAnswer":
-    """The plan of a workload; `answers` are those of a run of it. Raises ConfigError, LaunchError."""
+    """The plan of a workload; `answers` are those of a run of it, `variants`: whether shapes are varied too.
+
+    Raises ConfigError, LaunchError.
+    """
     from agprof.analysis.plan import make_plan
     from agprof.analysis.plan_run import plan_of_run
     from agprof.cli.plan_progress import Progress
@@ -96,7 +100,7 @@ def make(
             base_dir=loaded.base_dir,
             device=device,
             ranks=ranks or workload.launch.ranks_per_node,
-            variants=True,
+            variants=variants,
             budget_s=budget_s,
             say=progress.tell,
         )

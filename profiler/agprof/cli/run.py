@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from agprof.config.load import LoadedWorkload
     from agprof.model.outcome import Outcome
+    from agprof.model.plan_answers import PlanAnswer
 
 
 _COMMAND = "agprof.command"
@@ -56,6 +57,9 @@ def run(
     nsys: Annotated[
         bool, typer.Option("--nsys", help="Run each rank under `nsys profile`; the same as --set nsys=true.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Plan memory and FLOPs first (`agprof plan`), for the report to compare.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the launch plan and start nothing.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of a live display.")] = False,
 ) -> int:
@@ -81,13 +85,20 @@ def run(
         if dry_run:
             return dry_sweep(load, lambda variant: _print_plan(variant, out), sweeps)
         lines = plain or not console.is_terminal or console.is_dumb_terminal
-        return sweep(load, lambda variant, folder: _run(variant, folder, console, plain=lines), sweeps, out, console)
+        return sweep(
+            load,
+            lambda variant, folder: _run(variant, folder, console, plain=lines, plan=plan),
+            sweeps,
+            out,
+            console,
+        )
     loaded = _load(workload, rest or [], command, given)
     for note in loaded.notes:
         _say(f"note: {note}")
     if dry_run:
         return _print_plan(loaded, out)
-    return _run(loaded, out, console, plain=plain or not console.is_terminal or console.is_dumb_terminal)
+    lines = plain or not console.is_terminal or console.is_dumb_terminal
+    return _run(loaded, out, console, plain=lines, plan=plan)
 
 
 def _load(workload: str | None, rest: list[str], command: list[str] | None, sets: list[str]) -> "LoadedWorkload":
@@ -127,7 +138,8 @@ def _print_plan(loaded: "LoadedWorkload", out: Path) -> int:
     return 0
 
 
-def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool) -> int:
+def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool, plan: bool = False) -> int:
+    from agprof.cli.plan import write as write_plan
     from agprof.cli.progress import Progress
     from agprof.launch import peak
     from agprof.launch.execute import execute
@@ -135,13 +147,16 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
     from agprof.launch.prepare import prepare
 
     workload = loaded.workload
+    planned = _plan(loaded) if plan else None
     run_dir = create_run_folder(out, workload.name)
     try:
-        plan = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
+        launch = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
     except BaseException:
         remove_run_folder(run_dir)  # nothing ran: an empty folder would only look like a lost run
         raise
-    write_manifest(run_dir, workload, plan)
+    write_manifest(run_dir, workload, launch)
+    if planned is not None:
+        write_plan(planned, run_dir)
     peak.copy_into(run_dir)
     progress = Progress(
         run_dir,
@@ -149,13 +164,23 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
         plain=plain,
         title=run_dir.name,
         total_steps=workload.profile.total_steps,
-        expected_ranks=plan.ranks,
+        expected_ranks=launch.ranks,
     )
     with progress:
-        outcome = execute(plan, run_dir, on_tick=progress.tick)
+        outcome = execute(launch, run_dir, on_tick=progress.tick)
     _print_failure(outcome, run_dir)
     _report(run_dir, console, plain=plain, traces=workload.traces)
     return outcome.exit_code
+
+
+def _plan(loaded: "LoadedWorkload") -> "PlanAnswer":
+    """What `agprof plan` says of the job on this machine. Raises ConfigError and LaunchError before anything ran."""
+    from agprof.cli.plan import make
+    from agprof.launch import host
+
+    planned = make(loaded, device="gpu" if host.has_gpu() else "cpu", variants=False)
+    _say(f"plan: {planned.sentence}")
+    return planned
 
 
 def _print_failure(outcome: "Outcome", run_dir: Path) -> None:
