@@ -41,9 +41,17 @@ def section(found: MemoryAnswer, time: TimeAnswer, groups: tuple[StepGroup, ...]
     )
 
 
+_MOMENTS = {
+    "standing": "between steps",
+    "peak": "at its peak",
+    "generation": "at the highest of its generation",
+    "oom": "when memory ran out",
+}
+
+
 def highest(accounts: Sequence[MemoryAccount]) -> MemoryAccount | None:
     """The account with most: a peak before what stands, the device before the host."""
-    order = ("standing", "oom", "peak")
+    order = ("standing", "generation", "oom", "peak")
     return max(
         accounts, key=lambda a: (a.space == "device", order.index(a.at), size_of(a), -a.rank), default=None
     )  # fmt: skip
@@ -69,7 +77,7 @@ def _account(found: MemoryAnswer) -> Part | None:
 def account_sentence(account: MemoryAccount) -> str:
     """`Rank 1 at its peak holds 208 MiB: activations 60 %, ...; 2.9 % are unexplained. Held by ...`."""
     total = size_of(account)
-    moment = {"standing": "between steps", "peak": "at its peak", "oom": "when memory ran out"}[account.at]
+    moment = _MOMENTS[account.at]
     words = f"Rank {account.rank} {moment} holds {with_unit(total, 'bytes')} on the {account.space}"
     if total > 0:
         known = sorted((p for p in account.parts if p.part != "unexplained"), key=lambda part: -part.bytes)

@@ -5,6 +5,7 @@ which know nothing of parts. What the parts leave of the total is unexplained, a
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,9 @@ from agprof.instruments.recorder import Recorder
 INSTRUMENT = "memory account"
 TOP_ALLOCATIONS = 40
 CURVE_POINTS = 2000
+GENERATE = "generate"
+"""The range that instruments.rlhf opens around generate."""
+GENERATION = "generation"
 MAX_TEXT = 4000
 MAX_ASKED = 64
 """Tensors without an owner, the largest, whose holders are looked for."""
@@ -47,6 +51,8 @@ class MemoryAccount(StepPart):
         self._tracker: MemoryTracker | None = None
         self._owners: Owners | None = None
         self._handle: Any = None
+        self.peak_sizes: Counter[int] = Counter()
+        """Bytes of the storages on the device that were alive at the peak: what the memory history need not list."""
         self._phase_end = recorder.guard(INSTRUMENT, self._mark_owned)
         recorder.on_fork.append(self._totals.stop)
         recorder.patches.on_undo(self.abandon)
@@ -83,8 +89,12 @@ class MemoryAccount(StepPart):
             self._mark_owned()
             tracker.stop()
             peak = tracker.at_peak()
-            self._write_parts("peak", peak, self._totals.peak(peak, tracker), tracker)
+            self._write_parts("peak", peak, self._totals.peak(peak), tracker)
             self._write_allocations("peak", peak, tracker)
+            self.peak_sizes = Counter(record.bytes for record in peak if record.space == "device")
+            generation = tracker.at_peak(GENERATION)
+            if generation:
+                self._write_parts(GENERATION, generation, self._totals.high(GENERATION, generation), tracker)
             append = self._recorder.writer.rows("memory_curve")
             for point in tracker.curve.points(CURVE_POINTS):
                 append((self._step, *point))
@@ -106,9 +116,14 @@ class MemoryAccount(StepPart):
     # -- within it -------------------------------------------------------------------------------------------------
 
     def _listen(self, operation: Any) -> None:
-        if self._tracker is not None:
-            self._tracker.listen(operation)
-            self._totals.sample(self._tracker)
+        tracker = self._tracker
+        if tracker is not None:
+            tracker.listen(operation)
+            self._totals.sample(tracker)
+            # A generation needs no gradients: asking for the ranges in progress is left out elsewhere.
+            is_generating = not self._torch.is_grad_enabled() and GENERATE in self._recorder.open_ranges()
+            if is_generating and tracker.mark_high(GENERATION):
+                self._totals.note_high(GENERATION)
 
     def _high(self) -> None:
         tracker, owners = self._tracker, self._owners

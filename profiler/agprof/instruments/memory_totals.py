@@ -51,6 +51,7 @@ class Totals:
         self._malloc_begin = 0
         self._malloc_highest = 0
         self._base = 0
+        self._highs: dict[str, Now] = {}
         self.method = ""
 
     def stop(self) -> None:
@@ -105,7 +106,15 @@ class Totals:
         if self._cpu.bytes is None and self._malloc is not None:
             self._malloc_highest = max(self._malloc_highest, self._malloc())
 
-    def peak(self, records: list[Allocation], tracker: MemoryTracker) -> list[Total]:
+    def note_high(self, name: str) -> None:
+        """This moment is the highest of its kind."""
+        self._highs[name] = self.now()
+
+    def high(self, name: str, records: list[Allocation]) -> list[Total]:
+        """Totals of the moment that was noted last under `name`."""
+        return self.stated(self._highs[name], records)
+
+    def peak(self, records: list[Allocation]) -> list[Total]:
         """Totals of the step's highest point, at which `records` were alive."""
         totals = []
         if self._cuda is not None:

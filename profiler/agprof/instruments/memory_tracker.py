@@ -20,6 +20,7 @@ HIGH_STEP = 1.01
 """`on_high` is called when the live bytes are this much above where it was called last."""
 MAX_DEAD = 20_000
 """Records of freed storages that may wait until they are thinned out."""
+PEAK = "peak"
 UNEXPLAINED = "unexplained"
 """Part of a tensor that existed before and that nobody is known to own."""
 
@@ -102,7 +103,8 @@ class MemoryTracker:
         self.curve = Curve()
         self._base_bytes = base_bytes
         self._events = 0
-        self._peak_event = 0
+        self._marks: dict[str, tuple[int, int]] = {PEAK: (base_bytes, 0)}
+        """Live bytes and number of the event of each high that is kept."""
         self._high = 0.0
         self._alive: dict[int, tuple[Allocation, _Reference]] = {}
         self._records: list[Allocation] = []
@@ -258,7 +260,7 @@ class MemoryTracker:
         self.live_bytes += record.bytes
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
-            self._peak_event = self._events
+            self._marks[PEAK] = self.peak_bytes, self._events
             self.peak_time_ns = self._clock()
             self.peak_phase, self.peak_module = record.phase, record.module
 
@@ -280,7 +282,12 @@ class MemoryTracker:
 
     def _thin(self) -> None:
         """Who is dead and was not alive at the peak will not be at a later one either."""
-        self._records = [record for record in self._records if record.died is None or self._was_at_peak(record)]
+        events = [event for _bytes, event in self._marks.values()]
+        self._records = [
+            record
+            for record in self._records
+            if record.died is None or any(_was_alive(record, event) for event in events)
+        ]
         self._dead = 0
 
     def _resized(self, storage: Any, size: int) -> None:
@@ -339,13 +346,21 @@ class MemoryTracker:
             return "buckets", "reduction"
         return "temporary", record.phase if record.phase in ("optimizer", "communication") else record.in_pass
 
-    def at_peak(self) -> list[Allocation]:
-        """What was alive at the peak, largest first; storages of 0 bytes left out."""
-        found = [record for record in self._records if record.bytes and record.counted and self._was_at_peak(record)]
-        return sorted(found, key=lambda record: record.bytes, reverse=True)
+    def mark_high(self, name: str) -> bool:
+        """Remember this moment under a name of its own if nothing of that name was higher; True if so."""
+        high, _event = self._marks.get(name, (-1, 0))
+        if self.live_bytes <= high:
+            return False
+        self._marks[name] = self.live_bytes, self._events
+        return True
 
-    def _was_at_peak(self, record: Allocation) -> bool:
-        return record.born <= self._peak_event and (record.died is None or record.died > self._peak_event)
+    def at_peak(self, name: str = PEAK) -> list[Allocation]:
+        """What was alive at the peak, or at another high, largest first; storages of 0 bytes left out."""
+        if name not in self._marks:
+            return []
+        _bytes, event = self._marks[name]
+        found = [record for record in self._records if record.bytes and record.counted and _was_alive(record, event)]
+        return sorted(found, key=lambda record: record.bytes, reverse=True)
 
     def parts_at_peak(self) -> dict[str, int]:
         """Bytes by part in the tracker's own space; with the base that was given as a number they sum to the peak."""
@@ -359,6 +374,10 @@ class MemoryTracker:
     def alive_now(self) -> list[Allocation]:
         """What is alive at this moment, in no order."""
         return [record for record, _reference in list(self._alive.values())]
+
+
+def _was_alive(record: Allocation, event: int) -> bool:
+    return record.born <= event and (record.died is None or record.died > event)
 
 
 class _Resizes:

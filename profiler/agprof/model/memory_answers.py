@@ -8,8 +8,9 @@ from typing import Literal
 
 from agprof.model.figure import Curve, Figure, Source
 
-MemoryMoment = Literal["standing", "peak", "oom"]
-"""standing: between steps; peak: the highest of the profile step; oom: when memory ran out."""
+MemoryMoment = Literal["standing", "peak", "generation", "oom"]
+"""standing: between steps; peak: the highest of the profile step; generation: the highest of a `generate` in it; oom:
+when memory ran out."""
 Space = Literal["device", "host"]
 
 

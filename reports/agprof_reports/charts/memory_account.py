@@ -21,7 +21,12 @@ from agprof_reports.text import label, scale, with_unit
 
 ALL_RANKS = 4
 """Up to so many ranks all are drawn; of more the highest, the median and the lowest."""
-MOMENTS = {"standing": "between steps", "peak": "at the peak", "oom": "when memory ran out"}
+MOMENTS = {
+    "standing": "between steps",
+    "peak": "at the peak",
+    "generation": "at the highest of generation",
+    "oom": "when memory ran out",
+}
 
 
 def size_of(account: MemoryAccount) -> float:
