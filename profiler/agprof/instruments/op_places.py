@@ -76,6 +76,8 @@ class OpPlaces:
         self.calls: list[ModuleCall] = []
         """In progress, outermost first."""
         self._owners: dict[NodeKey, ModuleCall | None] = {}
+        self._last: dict[int, int] = {}
+        """Thread -> newest number that has an owner."""
         self._functions: set[NodeKey] = set()
         """Nodes of functions that bring their own backward."""
         self._holders: set[NodeKey] = set()
@@ -87,10 +89,10 @@ class OpPlaces:
     def begin(self) -> None:
         """What is numbered so far was made before."""
         self._forward_thread = threading.get_ident()
-        self._owners.setdefault(self._newest(self._forward_thread), None)
+        self._own_new_nodes(self._newest(self._forward_thread), None)
 
     def clear(self) -> None:
-        for held in (self.calls, self._owners, self._functions, self._holders):
+        for held in (self.calls, self._owners, self._last, self._functions, self._holders):
             held.clear()
 
     # -- calls -----------------------------------------------------------------------------------------------------
@@ -99,13 +101,20 @@ class OpPlaces:
         """A call begins. None on a thread that isn't the training's."""
         task, thread, gradients = self._task(), threading.get_ident(), bool(self._torch.is_grad_enabled())
         outer = self.calls[-1] if self.calls else None
-        recomputed = task != -1 and (gradients or (outer is not None and outer.recomputed))
+        recomputed = task != -1 and (outer is None or outer.recomputed or gradients)
         if task == -1 and thread != self._forward_thread:
             return None
-        if recomputed and outer is None:
-            outer = self._owners.get(self._running(task, thread))  # type: ignore[arg-type]
+        if task == -1:
+            self._outer_task = None
+        elif self._outer_task is None:
+            self._outer_task = task
+        running = self._running(task, thread) if recomputed and outer is None else None
+        if running is not None:
+            outer = self._owners.get(running)
+        newest = self._newest(thread)
+        self._own_new_nodes(newest, outer)
         if not gradients:
-            self._holders.add(self._newest(thread))
+            self._holders.add(newest)
         call = ModuleCall(module, outer, recomputed, gradients)
         self.calls.append(call)
         return call
@@ -155,12 +164,19 @@ class OpPlaces:
         node = self._newest(thread)
         # The first operation after a node was numbered is the one that it was made for; later ones with the same
         # number run inside it (a function of its own, as a checkpoint) or have no node at all.
-        if node not in self._owners:
-            self._owners[node] = call
-            if not operation.gradients:
-                self._functions.add(node)
+        if self._own_new_nodes(node, call) and not operation.gradients:
+            self._functions.add(node)
         operation.call, operation.node = call, node
         operation.in_function = not operation.gradients and node in self._functions and (call is None or call.gradients)
+
+    def _own_new_nodes(self, newest: NodeKey, call: ModuleCall | None) -> bool:
+        """Nodes that were numbered since the last look: of functions that call functions there may be several."""
+        thread, number = newest
+        last = self._last.get(thread, number - 1)
+        for new in range(last + 1, number + 1):
+            self._owners[thread, new] = call
+        self._last[thread] = number
+        return number > last
 
     def _task(self) -> int:
         return int(self._torch._C._current_graph_task_id())

@@ -170,6 +170,8 @@ class ProfileStep:
     def _hindrance(self) -> str | None:
         if any(_is_compiled(root) for root, _number in self._alive()):
             return _COMPILED
+        if _compiled_anything():
+            return _COMPILED_PARTS
         if self._torch.utils._python_dispatch._get_current_dispatch_mode_stack():
             # Leaving it, the job would take ours off the stack in the place of its own.
             return "the job has a dispatch mode of its own around the step"
@@ -184,6 +186,7 @@ class ProfileStep:
 
 
 _COMPILED = "the model is compiled, and counting would compile it anew"
+_COMPILED_PARTS = "the job compiles functions, and while operations are looked at those would run uncompiled"
 
 
 def unwrapped(module: Any) -> Any:
@@ -203,3 +206,8 @@ def _is_compiled(module: Any) -> bool:
         hasattr(inner, "_orig_mod") or getattr(inner, "_compiled_call_impl", None) is not None
         for inner in module.modules()
     )
+
+
+def _compiled_anything() -> bool:
+    utilities = sys.modules.get("torch._dynamo.utils")
+    return utilities is not None and bool(utilities.counters["frames"].get("ok"))
