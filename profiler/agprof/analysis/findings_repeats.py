@@ -13,6 +13,7 @@ from agprof.model.format import percent
 MIN_SHARE = 0.01
 """Of the step's FLOPs that could go: less is not worth a word."""
 _MOST_NAMED = 3
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class Frozen:
 
     @property
     def name(self) -> str:
-        return self.path or "the whole model"
+        return self.path[-_LONGEST_NAME:] or "the whole model"
 
 
 def repeated_inputs(evidence: Evidence) -> Finding | None:
