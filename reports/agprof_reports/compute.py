@@ -28,6 +28,7 @@ def section(found: ComputeAnswer, most_rows: int) -> Section:
 
 
 def _cards(found: ComputeAnswer) -> tuple[Card, ...]:
+    unpadded = found.tokens_per_second_without_padding
     again = found.executed_flops_per_step.value != found.flops_per_step.value
     return cards(
         ("params", "parameters", found.params, ""),
@@ -37,7 +38,11 @@ def _cards(found: ComputeAnswer) -> tuple[Card, ...]:
         *((("executed_flops", "executed per step", found.executed_flops_per_step, "recomputed too"),) if again else ()),
         ("rate", "rate", found.flops_per_second, "per rank"),
         ("tokens", "tokens", found.tokens_per_second, "all ranks, padding included"),
-        ("tokens_unpadded", "tokens without padding", found.tokens_per_second_without_padding, "all ranks"),
+        *(
+            (("tokens_unpadded", "tokens without padding", unpadded, "all ranks"),)
+            if unpadded.value is not None
+            else ()
+        ),
     )
 
 
@@ -46,7 +51,11 @@ def _lines(found: ComputeAnswer) -> tuple[tuple[str, str], ...]:
         return ()
     micro = found.profiled_micro_steps
     over = "" if micro is None else f", over its {micro:,} micro-step{'' if micro == 1 else 's'}"
-    return (("", f"Counted in step {found.profiled_step} on one rank{over}; the step is left out of statistics."),)
+    lines = [("", f"Counted in step {found.profiled_step} on one rank{over}; the step is left out of statistics.")]
+    unpadded = found.tokens_per_second_without_padding
+    if found.tokens_per_second.value is not None and unpadded.value is None and unpadded.reason:
+        lines.append(("", f"Tokens without padding are not known: {unpadded.reason}."))
+    return tuple(lines)
 
 
 def _ways(found: ComputeAnswer) -> Part | None:

@@ -14,11 +14,13 @@ from agprof_reports.charts.memory_zero import zero_bars
 from agprof_reports.charts.pieces import Span
 from agprof_reports.data import Chart, Part, Section
 from agprof_reports.tables import StepGroup
-from agprof_reports.text import with_unit
+from agprof_reports.text import clean, with_unit
 
 KEY, TITLE = "memory", "Memory"
 _SMALL = 0.03
 """Share of a total below which a part is not named in a sentence."""
+_NEAR = 0.1
+"""A planned figure that is off by less is called near."""
 
 
 def section(found: MemoryAnswer, time: TimeAnswer, groups: tuple[StepGroup, ...], run: Span) -> Section:
@@ -152,12 +154,15 @@ def _allocations(found: MemoryAnswer) -> Part | None:
 def _plan(found: MemoryAnswer) -> Part | None:
     if not found.predictions:
         return None
-    ratios = [row.ratio for row in found.predictions if row.ratio]
-    worst = max(ratios, key=lambda ratio: max(ratio, 1 / ratio), default=None)
+    known = [(row.ratio, row.label) for row in found.predictions if row.ratio and row.ratio > 0]
     sentence = "Nothing that was planned was measured."
-    if worst is not None:
-        off = abs(worst - 1)
-        sentence = f"The plan is off by at most {_percent(off)} of what was measured, over {len(ratios)} figures."
+    if known:
+        near = sum(abs(ratio - 1) <= _NEAR for ratio, _ in known)
+        ratio, name = max(known, key=lambda item: max(item[0], 1 / item[0]))
+        sentence = (
+            f"{near:,} of {len(known):,} planned figures are within {_percent(_NEAR)} of what was measured; the "
+            f"furthest, {clean(name, 80)}, is {ratio:.2f} times it."
+        )
     return Part(
         key="memory-plan",
         title="Plan against measurement",

@@ -138,7 +138,9 @@ def allocations(key: str, caption: str, rows: Sequence[AllocationRow]) -> Table:
 
 
 def _stack(row: AllocationRow) -> str:
-    return clean("\n".join(reversed(row.stack)), STACK) or DASH
+    """Files by their last two names: report.json has the whole paths."""
+    frames = ["/".join(frame.split("/")[-2:]) for frame in reversed(row.stack)]
+    return clean("\n".join(frames), STACK) or DASH
 
 
 def predictions(rows: Sequence[Prediction]) -> Table:

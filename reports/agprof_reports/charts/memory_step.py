@@ -12,6 +12,8 @@ from agprof_reports.data import Chart, Spec
 from agprof_reports.text import label, scale, with_unit
 
 _HEIGHT = 260
+_BEFORE = 0.05
+"""Share of the step from which on the time before the first row is not drawn."""
 _NAMED = 0.06
 """Share of the step from which on a phase's name stands over its shade."""
 
@@ -37,6 +39,8 @@ def step_memory(memory: MemoryAnswer) -> Chart:
     points: list[list[Point]] = [thin(curve, ticks, divisor) for _, curve in drawn]
     top = max((y for line in points for _, y in line if y is not None), default=1.0) * 1.15 or 1.0
     end = max(curve.x_ns[-1] for _, curve in drawn) / ticks
+    begin = min(curve.x_ns[0] for _, curve in drawn) / ticks
+    begin = begin if begin > _BEFORE * end else 0.0
     names = [label(name, 24) for name, _ in drawn]
     first = drawn[0][1]
     phases = [row for row in memory.step_phases if row.rank == first.rank]
@@ -59,7 +63,7 @@ def step_memory(memory: MemoryAnswer) -> Chart:
         }
         for i, (name, line) in enumerate(zip(names, points, strict=True))
     ]
-    shapes, words = _shades(phases, ticks, end)
+    shapes, words = _shades(phases, ticks, end - begin)
     within = next((row.phase for row in phases if row.begin_ns <= peak[0] <= row.end_ns), "")
     annotations = [
         *words,
@@ -67,12 +71,14 @@ def step_memory(memory: MemoryAnswer) -> Chart:
             text=label(f"peak {with_unit(peak[1], 'bytes')}{f', {within}' if within else ''}"),
             x=short(peak[0] / ticks, 6),
             y=short(peak[1] / divisor),
-            xanchor="left" if peak[0] / ticks < end * 0.7 else "right",
+            xanchor="left" if peak[0] / ticks < begin + (end - begin) * 0.7 else "right",
             yanchor="bottom",
         ),
     ]
     if len(drawn) > 1:
         annotations += direct_labels(names, points, [0, top], _HEIGHT - 64)
+    shaded = f"Shades: phases of {first.label}." if phases else ""
+    before = with_unit(begin * ticks, "ns")
     used = {_colour(row.phase) for row in phases}
     return Chart(
         key="memory-step",
@@ -85,7 +91,7 @@ def step_memory(memory: MemoryAnswer) -> Chart:
             "layout": {
                 "xaxis": {
                     "title": {"text": f"time since the step began, {tick_unit}"},
-                    "range": [0, short(end, 6)],
+                    "range": [short(begin, 6), short(end, 6)],
                     "zeroline": False,
                     "hoverformat": ".4~g",
                 },
@@ -97,7 +103,7 @@ def step_memory(memory: MemoryAnswer) -> Chart:
         },
         table=tables.curves("table-memory-step", "Live tensors over the profile step", memory.step_curves),
         legend=tuple((name, WORDS.get(name, name)) for name in PHASES if name in used),
-        note=" ".join(filter(None, (note, f"Shades: phases of {first.label}." if phases else ""))),
+        note=" ".join(filter(None, (note, shaded, f"The first {before} of the step have no row." if begin else ""))),
     )
 
 
@@ -105,7 +111,7 @@ def _colour(phase: str) -> str:
     return phase if phase in PHASES else "other"
 
 
-def _shades(phases: Sequence[StepPhase], ticks: float, end: float) -> tuple[list[Spec], list[Spec]]:
+def _shades(phases: Sequence[StepPhase], ticks: float, whole: float) -> tuple[list[Spec], list[Spec]]:
     shapes, words = [], []
     for row in phases[:400]:
         begin, stop = row.begin_ns / ticks, row.end_ns / ticks
@@ -123,7 +129,7 @@ def _shades(phases: Sequence[StepPhase], ticks: float, end: float) -> tuple[list
                 "layer": "below",
             }
         )
-        if stop - begin >= _NAMED * end:
+        if stop - begin >= _NAMED * whole:
             words.append(
                 annotation(
                     text=label(row.phase, 24),

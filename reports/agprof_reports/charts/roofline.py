@@ -16,6 +16,7 @@ _HEIGHT = 380
 _NAMED = 6
 """Groups that carry their names: those with most time."""
 _STYLES = {"measured": ("solid", "measured"), "declared": ("dot", "declared"), "datasheet": ("dash", "data sheet")}
+_LONGEST = 24
 _LEAST_PX, _MOST_PX = 7.0, 34.0
 
 
@@ -205,6 +206,12 @@ def _told(point: RooflinePoint) -> list[str]:
     ]
 
 
+def _tail(name: str) -> str:
+    """The last part below repeated blocks, or the end of a long path: what tells a group from its neighbours."""
+    own = name.rpartition(".*.")[2] or name
+    return own if len(own) <= _LONGEST else f"…{own[1 - _LONGEST :]}"
+
+
 def _names(points: Sequence[RooflinePoint], divisor: float, span: tuple[float, float]) -> list[Spec]:
     """The names of the groups with most time; one that would stand over another is left out."""
     words: list[Spec] = []
@@ -217,7 +224,7 @@ def _names(points: Sequence[RooflinePoint], divisor: float, span: tuple[float, f
         right = x > math.log10(span[1]) - 0.24 * wide
         words.append(
             annotation(
-                text=label(point.label.rpartition(".*.")[2] or point.label, 24),
+                text=label(_tail(point.label)),
                 x=round(x, 4),
                 y=round(y, 4),
                 xanchor="right" if right else "left",

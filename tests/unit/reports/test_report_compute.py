@@ -21,6 +21,7 @@ from sample_compute_answers import (
     rlhf_compute,
     unknown_device_compute,
 )
+from sample_figures import missing
 
 ALL = (cpu_compute, h100_compute, lora_compute, unknown_device_compute, rlhf_compute, many_modules)
 
@@ -107,6 +108,16 @@ def test_utilisation_is_given_of_data_sheet_and_of_what_was_achieved_with_its_co
     assert all(column(utilisation, "convention"))
     assert "132 SM x 4096 x 1.83 GHz" in column(ceilings, "from")[0]
     assert column(ceilings, "kind") == ["data sheet", "measured"]
+
+
+def test_tokens_without_padding_are_a_card_or_a_line_that_says_why_not():
+    answer = cpu_compute()
+    known = compute.section(answer, 400)
+    assert [card.key for card in known.cards][-2:] == ["tokens", "tokens_unpadded"]
+    gone = replace(answer, tokens_per_second_without_padding=missing("tokens/s", "no attention mask was seen"))
+    unknown = compute.section(gone, 400)
+    assert unknown.cards[-1].key == "tokens"
+    assert ("", "Tokens without padding are not known: no attention mask was seen.") in unknown.lines
 
 
 def test_an_unknown_device_gives_no_mfu_and_a_hint():

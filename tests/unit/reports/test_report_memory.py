@@ -196,6 +196,15 @@ def test_a_step_without_known_phases_is_drawn_without_shades():
     assert chart.legend == ()
 
 
+def test_a_step_whose_rows_begin_late_is_drawn_from_there_and_it_is_said():
+    answer = memory_answer(1, ())
+    late = tuple(replace(curve, x_ns=tuple(x + 600_000_000 for x in curve.x_ns)) for curve in answer.step_curves)
+    chart = charts_of(replace(answer, step_curves=late))["memory-step"]
+    low, high = chart.spec["layout"]["xaxis"]["range"]
+    assert (low, high) == pytest.approx((late[0].x_ns[0] / 1e9, late[0].x_ns[-1] / 1e9))
+    assert chart.note.endswith("The first 600\u00a0ms of the step have no row.")
+
+
 def test_zero_has_all_stages_with_and_without_offload_and_marks_this_run_once():
     answer = memory_answer(2, ())
     chart = charts_of(answer)["memory-zero"]
@@ -216,7 +225,9 @@ def test_the_plan_stands_beside_the_measurement_each_in_its_unit():
     assert [cell.text for cell in table.rows[0][1:3]] == ["201\u00a0MiB", "208\u00a0MiB"]
     assert [cell.text for cell in table.rows[1][1:3]] == ["9.70\u00a0GFLOP", "9.69\u00a0GFLOP"]
     assert table.rows[2][2].text == "–"
-    assert parts_of(memory_answer(2, ()))["memory-plan"].sentence.startswith("The plan is off by at most 3.4\u00a0%")
+    sentence = parts_of(memory_answer(2, ()))["memory-plan"].sentence
+    assert sentence.startswith("2 of 2 planned figures are within 10\u00a0% of what was measured")
+    assert sentence.endswith("the furthest, memory peak per rank, is 0.97 times it.")
 
 
 def test_largest_tensors_are_sorted_and_stacks_stand_innermost_first():
@@ -224,7 +235,7 @@ def test_largest_tensors_are_sorted_and_stacks_stand_innermost_first():
     sizes = [float(row[1]) for row in table.rows]
     assert sizes == sorted(sizes, reverse=True)
     stack = table.rows[1][-1]
-    assert stack.splitlines()[0] == "torch/nn/functional.py:2134 softmax"
+    assert stack.splitlines()[0] == "nn/functional.py:2134 softmax"
     assert table.columns[-1].fold
 
 
