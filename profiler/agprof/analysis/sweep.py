@@ -11,6 +11,7 @@ SWEEP_VERSION = 1
 _OPTIMIZER_STATE = "optimizer.state_bytes"
 _FIGURES = {
     "step_time": "ns",
+    "executed_flops": "FLOP",
     "communication_bytes": "bytes",
     "communication_exposed": "ns",
     "memory_peak": "bytes",
@@ -45,6 +46,7 @@ def _row(run: SweepRun) -> SweepRow:
         exit_code=run.exit_code,
         status_sentence=answers.identity.status_sentence,
         step_time=answers.time.step_time,
+        executed_flops=answers.compute.executed_flops_per_step,
         communication_bytes=nothing("bytes", UNSEEN) if unseen else communication.bytes_per_step,
         communication_exposed=nothing("ns", UNSEEN) if unseen else communication.exposed_per_step,
         memory_peak=answers.memory.peak,

@@ -192,6 +192,7 @@ def _columns(rows: Sequence["SweepRow"]) -> list[tuple[str, list[str]]]:
 
     return [
         ("step time", [spread(row.step_time) for row in rows]),
+        ("FLOPs/step", [value(row.executed_flops) for row in rows]),
         ("comm/step", [value(row.communication_bytes) for row in rows]),
         ("exposed/step", [value(row.communication_exposed) for row in rows]),
         ("peak memory", [value(row.memory_peak) for row in rows]),

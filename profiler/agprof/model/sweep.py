@@ -30,6 +30,8 @@ class SweepRow:
     exit_code: int | None
     status_sentence: str
     step_time: Figure
+    executed_flops: Figure
+    """Counted in the profile step, recomputation included; one rank."""
     communication_bytes: Figure
     """Per step and rank."""
     communication_exposed: Figure
