@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 SECONDS = 52.0
 QUICK_SECONDS = 5.0
+ENOUGH = 0.8
+"""A measurement that got less than this of its cores was not alone."""
 NOISY = 0.3
 """A spread of single measurements above this is worth a word."""
 
@@ -99,6 +101,8 @@ def _lines(ceiling: "MeasuredCeiling") -> list[str]:
     if noisy:
         apart = f"single measurements of {', '.join(noisy)} lie more than {NOISY:.0%} apart"
         lines.append(f"  note: {apart}: was anything else running?")
+    if ceiling.cpu_share is not None and ceiling.cpu_share < ENOUGH:
+        lines.append(f"  note: the measurement got {ceiling.cpu_share:.0%} of its cores' time: measure again when idle")
     return lines
 
 

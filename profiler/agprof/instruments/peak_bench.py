@@ -55,10 +55,12 @@ def _say(**what: Any) -> None:
 def measure(torch: Any, *, cuda: bool, seconds: float, quick: bool, say: Callable[..., None]) -> MeasuredCeiling:
     """Measure for about `seconds`; `say(doing=...)` before each measurement. The CPU's name is left to the caller."""
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    timer = _cuda_timer(torch) if cuda else _cpu_time
+    threads = None if cuda else int(torch.get_num_threads())
+    timer = _cuda_timer(torch) if cuda else _timer(time.thread_time if threads == 1 else time.perf_counter)
     kinds = [*DTYPES, "tf32"] if cuda else list(DTYPES)
     share = seconds / (len(kinds) + 1)
     products = []
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     with torch.no_grad():
         for kind in kinds:
             say(doing=f"matrix products in {kind}")
@@ -70,19 +72,26 @@ def measure(torch: Any, *, cuda: bool, seconds: float, quick: bool, say: Callabl
     return MeasuredCeiling(
         device_type="cuda" if cuda else "cpu",
         device_name=str(torch.cuda.get_device_properties(device).name) if cuda else "CPU",
-        threads=None if cuda else int(torch.get_num_threads()),
+        threads=threads,
         measured_realtime_ns=time.time_ns(),
         torch_version=str(torch.__version__),
         quick=quick,
         products=tuple(products),
         bandwidth=bandwidth,
+        cpu_share=(time.process_time() - cpu_begin) / (time.perf_counter() - begin) / threads if threads else None,
     )
 
 
-def _cpu_time(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def _timer(clock: Callable[[], float]) -> Timer:
+    """One thread is timed by its own CPU time, which leaves out when it had to wait for its core; several by the
+    clock, for theirs would count waiting for one another."""
+
+    def timed(call: Callable[[], Any]) -> float:
+        begin = clock()
+        call()
+        return clock() - begin
+
+    return timed
 
 
 def _cuda_timer(torch: Any) -> Timer:

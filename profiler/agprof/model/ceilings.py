@@ -53,6 +53,8 @@ class MeasuredCeiling:
     quick: bool
     products: tuple[ProductCeiling, ...]
     bandwidth: BandwidthCeiling | None
+    cpu_share: float | None = None
+    """CPU time / (time x threads) of the whole measurement on a CPU: far below 1, it had to share its cores."""
 
     def product(self, dtype: str) -> ProductCeiling | None:
         return next((product for product in self.products if product.dtype == dtype), None)
@@ -87,6 +89,7 @@ def read_ceiling(value: object) -> MeasuredCeiling:
         quick=value.get("quick") is True,
         products=tuple(_product(product) for product in products[:16]),
         bandwidth=None if bandwidth is None else _bandwidth(bandwidth),
+        cpu_share=None if value.get("cpu_share") is None else _rate(value, "cpu_share"),
     )
 
 

@@ -35,7 +35,8 @@ class Measurements:
         self.asked.append((device, threads, seconds))
         if device == "cuda" and self.no_gpu:
             raise LaunchError("the measurement failed: torch sees no CUDA device here")
-        return replace(CEILING, device_type=device, threads=threads)  # type: ignore[arg-type]
+        cpu_share = 0.25 if threads == 4 else 0.99
+        return replace(CEILING, device_type=device, threads=threads, cpu_share=cpu_share)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_a_cpu_is_measured_with_one_thread_and_with_all_cores(
     assert sum(seconds for _, _, seconds in measurements.asked) <= 60
     printed = capsys.readouterr()
     assert "  float32       100 GFLOP/s   90.0 GFLOP/s to 110 GFLOP/s, n = 20, 8 x 8 x 8" in printed.out
-    assert "  memory       20.0 GB/s   10.0 GB/s to 30.0 GB/s, n = 9, copy of 128 MiB" in printed.out
+    assert "  memory          20.0 GB/s   10.0 GB/s to 30.0 GB/s, n = 9, copy of 128 MiB" in printed.out
     assert "note: single measurements of bfloat16 lie more than 30% apart" in printed.out
+    assert "note: the measurement got 25% of its cores' time: measure again when idle" in printed.out
     assert "the CPU with 4 threads: about" in printed.err
     assert {file.parent for file in tmp_path.rglob("*.json")} == {tmp_path / "cache" / "peaks"}
     assert [kept.threads for kept in peak.kept({"AGPROF_CACHE": str(tmp_path / "cache")})] == [1, 4]

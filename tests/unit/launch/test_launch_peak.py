@@ -37,7 +37,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def test_json_and_back_is_the_same() -> None:
-    for each in (ceiling(), ceiling(None), ceiling(bandwidth=None, products=())):
+    for each in (ceiling(), ceiling(None), ceiling(bandwidth=None, products=()), ceiling(cpu_share=0.9)):
         assert read_ceiling(json.loads(json.dumps(each.to_dict()))) == each
 
 
@@ -144,6 +144,8 @@ def test_a_measurement_uses_the_threads_it_was_given() -> None:
     for product in found.products:
         assert product.low <= product.flops_per_second <= product.high
         assert 1e8 < product.flops_per_second < 1e13  # one core
+    assert found.cpu_share is not None
+    assert 0 < found.cpu_share < 1.1
     assert found.bandwidth is not None
     assert 1e8 < found.bandwidth.bytes_per_second < 1e12
     assert said == [
