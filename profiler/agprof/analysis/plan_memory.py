@@ -1,8 +1,8 @@
 """Memory per rank of a configuration: the formulas of `model.zero` and the activations that were counted.
 
-The highest of a step is one of two moments. In backward the framework holds what `zero_memory(..., "backward")` says,
-and beside it the activations. In the optimizer's update there are no activations; torch's Adam makes temporary
-copies there. Formulas: docs/plan.md.
+The highest of a step is one of three moments. In backward the framework holds what `zero_memory(..., "backward")`
+says, and beside it the activations. When ZeRO-2 reduces the last bucket the activations are gone, and a flat copy of
+the bucket is there. In the optimizer's update torch's Adam makes temporary copies. Formulas: docs/plan.md.
 """
 
 from dataclasses import dataclass, replace
@@ -66,9 +66,10 @@ def mean_element_bytes(size: ModelSize) -> tuple[float, float]:
 
 def peak_memory(scenario: Scenario, device: PlannedDevice) -> PeakMemory:
     states = model_states(scenario)
-    backward = _in_backward(scenario, states)
-    update = _in_update(scenario, states, device)
-    return max((backward, update), key=lambda peak: peak.total("device"))
+    moments = [_in_backward(scenario, states), _in_update(scenario, states, device)]
+    if states.framework == "deepspeed" and states.stage == 2:
+        moments.append(_in_reduction(scenario, states))
+    return max(moments, key=lambda peak: peak.total("device"))
 
 
 def _in_backward(scenario: Scenario, states: ModelStates) -> PeakMemory:
@@ -76,17 +77,35 @@ def _in_backward(scenario: Scenario, states: ModelStates) -> PeakMemory:
     kind = max(scenario.kinds, key=lambda kind: kind.activation_bytes)
     activations = float(kind.activation_bytes)
     how = f"counted on the meta device: highest of {kind.name}, {kind.peak_at}"
-    without_gradients = not states.accumulates and states.stage < 2 and not states.offload_optimizer
-    parts = _state_parts(held, "at the end of backward")
-    if without_gradients and (states.framework in HELD_WHOLE or states.stage == 0):
-        # The first gradients come when the activations go: their common peak was counted.
-        kind = max(scenario.kinds, key=lambda kind: kind.activation_and_gradient_bytes)
-        together = float(kind.activation_and_gradient_bytes)
-        gradients = max(0.0, together - activations)
+    parts = _state_parts(held, "in backward")
+    if _starts_without_gradients(states):
+        gradients = 0.0
+        if states.framework in HELD_WHOLE or states.stage == 0:
+            # The first gradients come when the activations go: their common peak was counted.
+            kind = max(scenario.kinds, key=lambda kind: kind.activation_and_gradient_bytes)
+            gradients = max(0.0, kind.activation_and_gradient_bytes - activations)
+            how += "; gradients as far as they are there by then"
         parts = [part if part.part != "gradients" else replace(part, bytes=gradients) for part in parts]
-        how += "; gradients as far as they are there by then"
     parts += _job_parts(scenario, kind)
     parts.append(PlanPart(part="activations", space="device", bytes=activations, method=how))
+    return PeakMemory(tuple(parts), held.notes)
+
+
+def _starts_without_gradients(states: ModelStates) -> bool:
+    """The only backward pass of a step; stages 1 and 2 gather its gradients when it is over, stage 3 has a place."""
+    return not states.accumulates and states.stage < 3 and not states.offload_optimizer
+
+
+def _in_reduction(scenario: Scenario, states: ModelStates) -> PeakMemory:
+    """deepspeed/runtime/zero/stage_1_and_2.py, allreduce_and_scatter: a bucket is made one flat tensor of its own."""
+    held = zero_memory(states, "backward")
+    parts = _state_parts(held, "in backward")
+    if _starts_without_gradients(states):
+        parts = [part for part in parts if part.part != "gradients"]
+    parts += _job_parts(scenario, max(scenario.kinds, key=lambda kind: kind.input_bytes))
+    copied = min(states.trainable, states.bucket) * states.parameter_bytes
+    method = "the flat copy of a bucket that is reduced"
+    parts.append(PlanPart(part="buckets", space="device", bytes=copied, method=method))
     return PeakMemory(tuple(parts), held.notes)
 
 

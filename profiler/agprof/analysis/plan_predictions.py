@@ -11,16 +11,15 @@ from agprof.model.plan_answers import MicroStepPlan, PlanAnswer
 MAX_MIXES = 10_000
 WORTH_A_ROW = 0.01
 """Share of the peak from which a part is compared."""
-_STANDING_PARTS = {
+_COMPARED = {
     "parameters": "parameters",
-    "gradients": "gradients",
+    "gradients": "gradients and communication buckets",
     "master_weights": "master weights",
     "optimizer_states": "optimizer states",
     "activations": "activations and temporary tensors",
-    "buckets": "communication buckets",
 }
-_MEASURED_AS = {"temporary": "activations"}
-"""Parts of an account that a plan does not tell apart."""
+_TOGETHER = {"temporary": "activations", "buckets": "gradients"}
+"""Parts that are compared in one: gradients in a bucket are views of it."""
 
 
 def predict(
@@ -131,12 +130,13 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount], mix: tuple[floa
     found: dict[str, float] = {}
     for account in peaks:
         for part in account.parts if account.rank == rank else ():
-            name = _MEASURED_AS.get(part.part, part.part)
+            name = _TOGETHER.get(part.part, part.part)
             found[name] = found.get(name, 0.0) + part.bytes
     planned: dict[str, float] = {}
     for planned_part in row.parts:
-        planned[planned_part.part] = planned.get(planned_part.part, 0.0) + planned_part.bytes
-    for name, label in _STANDING_PARTS.items():
+        name = _TOGETHER.get(planned_part.part, planned_part.part)
+        planned[name] = planned.get(name, 0.0) + planned_part.bytes
+    for name, label in _COMPARED.items():
         if max(planned.get(name, 0.0), found.get(name, 0.0)) >= WORTH_A_ROW * measured[rank]:
             yield _row(f"{label} at the peak", "bytes", planned.get(name, 0.0), found.get(name), where)
 
