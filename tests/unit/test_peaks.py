@@ -1,5 +1,7 @@
 """The table of peaks: the right row for every name, held by the formula, and never a row for a namesake."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,3 +115,13 @@ def test_float32_counts_against_tf32_only_where_the_run_allowed_it() -> None:
     assert v100.tflops("float32", tf32=True) == 15.7  # it has no such unit
     assert v100.tflops("bfloat16") is None
     assert h100.tflops("float64") is None
+
+
+def test_the_page_on_compute_shows_the_table() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "compute.md").read_text(encoding="utf-8")
+    for peak in PEAKS:
+        figures = (peak.bf16, peak.fp16, peak.tf32, peak.fp32, peak.bandwidth_gb_per_s, peak.tdp_w)
+        cells = [", ".join(f"`{name}`" for name in peak.names)]
+        cells += ["–" if figure is None else f"{figure:g}" for figure in figures]
+        cells += [peak.formula or "–", peak.source]
+        assert f"| {' | '.join(cells)} |" in page
