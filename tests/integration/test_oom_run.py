@@ -46,7 +46,7 @@ def error_line(text: str) -> str:
     return line
 
 
-LIMIT = ("--address-space", str(1500 * MIB), "--batch", "512", "--grow", "6")
+LIMIT = ("--address-space", str(600 * MIB), "--batch", "256", "--grow", "6")
 
 
 def test_a_failing_allocation_ends_the_job_as_it_would_without_us(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_numpy_outside_of_any_phase(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_catches_it_goes_on(tmp_path: Path) -> None:
-    options = (*LIMIT, "--catch", "--steps", "9")
+    options = (*LIMIT, "--catch", "--steps", "6")
     plain = run([sys.executable, str(SCRIPT), *options], tmp_path)
     code, folder, report = profiled(tmp_path / "runs", *options)
     assert code == plain.returncode == 0
@@ -133,7 +133,7 @@ def small_cgroup() -> Iterator[tuple[str, ...]]:
 
 
 def test_a_rank_that_the_kernel_kills(tmp_path: Path, small_cgroup: tuple[str, ...]) -> None:
-    code, folder, report = profiled(tmp_path / "runs", "--batch", "512", "--grow", "6", prefix=small_cgroup)
+    code, folder, report = profiled(tmp_path / "runs", "--batch", "256", "--grow", "6", prefix=small_cgroup)
     outcome = json.loads((folder / layout.OUTCOME).read_text())
     assert code == 137
     assert outcome["memory"]["cgroup_kills"] >= 1

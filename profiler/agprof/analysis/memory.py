@@ -44,7 +44,9 @@ def analyse_memory(view: View, compute: ComputeAnswer | None = None) -> MemoryAn
     accounts = _accounts(view)
     rows = zero_rows(view, known.states) if known.states is not None else ()
     highest = highest_peak(accounts)
-    allocations = allocation_rows(view, (highest.rank,) if highest is not None else ())
+    # Without an account there may still be a memory snapshot's word on the largest blocks.
+    told_of = view.tables["allocations"]["rank"].unique().sort().to_list()[:1]
+    allocations = allocation_rows(view, (highest.rank,) if highest is not None else tuple(told_of))
     return MemoryAnswer(
         sentence=" ".join(filter(None, (_sentence(kind, ranks, peak), account_sentence(accounts)))),
         kind=kind,

@@ -53,6 +53,8 @@ class _Import:
     tell: Progress
     sources: list[Source] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    allocations: dict[int, Sequence[tuple[Any, ...]]] = field(default_factory=dict)
+    """By rank, what memory snapshots say of the largest blocks: rows of the table."""
     seen: set[Path] = field(default_factory=set)
     """Every file so far, whatever it was called by."""
     unpacked: int = 0
@@ -356,11 +358,12 @@ def _add_snapshots(work: _Import, snapshots: Sequence[Source], run: Path, ranks:
         taken[told] = source.label
         work.tell(source.label, 1.0)
         if told in ranks:
-            left_out = torch_snapshot.add_to(run, told, source.path)
-            work.notes += [f"{source.label}: {count:,} events: {reason}" for reason, count in left_out.items()]
+            added = torch_snapshot.add_to(run, told, source.path)
+            work.notes += [f"{source.label}: {count:,} events: {reason}" for reason, count in added.left_out.items()]
         else:
             rank_source = "file name" if rank_of_name(source.label) is not None else "order of the files"
-            torch_snapshot.import_alone(run, told, source.path, rank_source=rank_source, source=source.label)
+            added = torch_snapshot.import_alone(run, told, source.path, rank_source=rank_source, source=source.label)
+        work.allocations[told] = added.allocations
 
 
 def _write_streams(
@@ -372,7 +375,14 @@ def _write_streams(
     for rank, trace in sorted(traces.items()):
         work.tell(f"steps and phases of rank {rank}", 1.0)
         node = hosts.index(trace.meta.host)
-        notes += write_stream(run, trace, node=node, world_size=max(sizes, default=None), communication=communication)
+        notes += write_stream(
+            run,
+            trace,
+            node=node,
+            world_size=max(sizes, default=None),
+            communication=communication,
+            allocations=work.allocations.get(rank, ()),
+        )
     return notes
 
 

@@ -25,7 +25,7 @@ _BY_REFUSAL = {
 _RUNS = "that makes objects or calls functions"
 
 
-class PickleRefused(ValueError):
+class PickleRefusedError(ValueError):
     """The pickle is damaged, too large, or asks for more than plain values."""
 
 
@@ -37,7 +37,7 @@ _MARK: Any = _Mark()
 
 
 def load_plain(data: Any, *, max_memory_bytes: int) -> Any:
-    """The value of a pickle of protocol 2 to 5, given as bytes or a memory map. Raises PickleRefused.
+    """The value of a pickle of protocol 2 to 5, given as bytes or a memory map. Raises PickleRefusedError.
 
     Nothing named in it is imported or called. What follows its end is not looked at.
     """
@@ -62,11 +62,11 @@ class _Machine:
     def run(self) -> Any:
         data, handlers = self._data, _HANDLERS
         if self._end < 2 or data[0] != 0x80 or not 2 <= data[1] <= 5:
-            raise PickleRefused("it does not begin as a pickle of protocol 2 to 5")
+            raise PickleRefusedError("it does not begin as a pickle of protocol 2 to 5")
         while not self._stopped:
             for _ in range(_OPCODES_PER_ACCOUNT):
                 if self._position >= self._end:
-                    raise PickleRefused("it breaks off")
+                    raise PickleRefusedError("it breaks off")
                 code = data[self._position]
                 self._position += 1
                 handlers[code](self)
@@ -75,7 +75,7 @@ class _Machine:
             if _POINTER_BYTES * len(self._stack) > self._bytes_left:
                 self.spend(self._most)
         if len(self._stack) != 1 or self._stack[0] is _MARK:
-            raise PickleRefused("it ends with something other than one value")
+            raise PickleRefusedError("it ends with something other than one value")
         return self._stack[0]
 
     # -- arguments and accounts ------------------------------------------------------------------------------------
@@ -84,9 +84,12 @@ class _Machine:
         """The next bytes: a length that is longer than the file allocates nothing."""
         begin = self._position
         if size > self._end - begin:
-            raise PickleRefused("it breaks off")
+            raise PickleRefusedError("it breaks off")
         self._position = begin + size
         return bytes(self._data[begin : begin + size])
+
+    def skip(self, size: int) -> None:
+        self.take(size)
 
     def number(self, size: int) -> int:
         """An unsigned number of that many bytes."""
@@ -96,7 +99,7 @@ class _Machine:
         """Count memory that is about to be taken."""
         self._bytes_left -= size
         if self._bytes_left < 0:
-            raise PickleRefused(f"it needs more than {self._most:,} bytes of memory")
+            raise PickleRefusedError(f"it needs more than {self._most:,} bytes of memory")
 
     # -- the stack -------------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise PickleRefused("it takes a value where there is none")
+            raise PickleRefusedError("it takes a value where there is none")
         return self._stack.pop()
 
     def since_mark(self) -> list[Any]:
@@ -120,23 +123,23 @@ class _Machine:
                 del stack[position:]
                 self.spend(_POINTER_BYTES * len(values))
                 return values
-        raise PickleRefused("it closes a collection that was not begun")
+        raise PickleRefusedError("it closes a collection that was not begun")
 
     def collection(self, kind: type) -> Any:
         if not self._stack or type(self._stack[-1]) is not kind:
-            raise PickleRefused(f"it puts values into something that is no {kind.__name__}")
+            raise PickleRefusedError(f"it puts values into something that is no {kind.__name__}")
         return self._stack[-1]
 
     def put_items(self, flat: list[Any]) -> None:
         target = self.collection(dict)
         if len(flat) % 2:
-            raise PickleRefused("it has a key without a value")
+            raise PickleRefusedError("it has a key without a value")
         self.spend(48 * len(flat))
         for position in range(0, len(flat), 2):
             key = flat[position]
             if type(key) is not str:
                 # Numbers can be chosen so that all of them collide; nested tuples so that hashing overflows the stack.
-                raise PickleRefused(f"it has a key that is a {type(key).__name__} and no text")
+                raise PickleRefusedError(f"it has a key that is a {type(key).__name__} and no text")
             target[key] = flat[position + 1]
 
     # -- opcodes ---------------------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class _Machine:
 
     def integer(self, size: int) -> None:
         if size > MAX_INTEGER_BYTES:
-            raise PickleRefused(f"it has a number of {size:,} bytes")
+            raise PickleRefusedError(f"it has a number of {size:,} bytes")
         self.push(int.from_bytes(self.take(size), "little", signed=True), 32)
 
     def text(self, size: int) -> None:
@@ -198,7 +201,7 @@ class _Machine:
 
     def remember(self, index: int) -> None:
         if not self._stack or self._stack[-1] is _MARK:
-            raise PickleRefused("it remembers a value where there is none")
+            raise PickleRefusedError("it remembers a value where there is none")
         self.spend(64)
         self._memo[index] = self._stack[-1]
 
@@ -209,16 +212,16 @@ class _Machine:
         try:
             self._stack.append(self._memo[int.from_bytes(self._data[begin:end], "little")])
         except KeyError:
-            raise PickleRefused("it recalls a value that it did not remember") from None
+            raise PickleRefusedError("it recalls a value that it did not remember") from None
 
     def refuse_global(self) -> NoReturn:
         """GLOBAL: two lines of text."""
         head = bytes(self._data[self._position : self._position + 2 * _NAME_BYTES]).decode("latin-1")
-        raise PickleRefused(_asks_for(".".join(head.split("\n")[:2])))
+        raise PickleRefusedError(_asks_for(".".join(head.split("\n")[:2])))
 
     def refuse_stack_global(self) -> NoReturn:
         """STACK_GLOBAL: module and name lie on the stack."""
-        raise PickleRefused(
+        raise PickleRefusedError(
             _asks_for(".".join(value[:_NAME_BYTES] for value in self._stack[-2:] if type(value) is str))
         )
 
@@ -226,14 +229,14 @@ class _Machine:
         code = chr(self._data[self._position - 1])
         name = _BY_REFUSAL.get(code)
         if name in ("PERSID", "BINPERSID", "NEXT_BUFFER"):
-            raise PickleRefused(f"it refers to objects outside of it ({name}): not read")
+            raise PickleRefusedError(f"it refers to objects outside of it ({name}): not read")
         if name is not None:
-            raise PickleRefused(f"it has an opcode {_RUNS} ({name}), and a snapshot holds plain values only: not read")
-        raise PickleRefused(f"opcode {ascii(code)} at byte {self._position - 1:,} is none of a snapshot's")
+            raise PickleRefusedError(f"it has an opcode {_RUNS} ({name}), and holds more than plain values: not read")
+        raise PickleRefusedError(f"opcode {code!a} at byte {self._position - 1:,} is none of a snapshot's")
 
 
 def _asks_for(name: str) -> str:
-    return f"it asks for {ascii(name[:_NAME_BYTES])}, and a snapshot holds plain values only: not read"
+    return f"it asks for {name[:_NAME_BYTES]!a}, and a snapshot holds plain values only: not read"
 
 
 Handler = Callable[[_Machine], None]
@@ -243,13 +246,13 @@ def _handlers() -> tuple[Handler, ...]:
     """One per opcode; what is not named here is refused."""
     m = _Machine
     known: dict[bytes, Handler] = {
-        b"\x80": lambda s: s.take(1) and None,  # PROTO
-        b"\x95": lambda s: s.take(8) and None,  # FRAME: a hint for readers
+        b"\x80": lambda s: s.skip(1),  # PROTO
+        b"\x95": lambda s: s.skip(8),  # FRAME: a hint for readers
         b".": m.stop,
         b"(": m.mark,
         b"N": lambda s: s.push(None),
-        b"\x88": lambda s: s.push(True),  # noqa: FBT003
-        b"\x89": lambda s: s.push(False),  # noqa: FBT003
+        b"\x88": lambda s: s.push(True),
+        b"\x89": lambda s: s.push(False),
         b"K": lambda s: s.push(s.number(1), 32),
         b"M": lambda s: s.push(s.number(2), 32),
         b"J": lambda s: s.integer(4),
@@ -277,7 +280,7 @@ def _handlers() -> tuple[Handler, ...]:
         b"\x87": lambda s: s.tuple_of(3),
         b"q": lambda s: s.remember(s.number(1)),
         b"r": lambda s: s.remember(s.number(4)),
-        b"\x94": lambda s: s.remember(len(s._memo)),  # noqa: SLF001
+        b"\x94": lambda s: s.remember(len(s._memo)),
         b"h": lambda s: s.recall(1),
         b"j": lambda s: s.recall(4),
         b"c": m.refuse_global,

@@ -6,14 +6,14 @@ A snapshot is a pickle, and a pickle can run any program. So it is read by a mac
 
 import mmap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agprof.errors import TraceError
-from agprof.importers.plain_pickle import PickleRefused, load_plain
-from agprof.model.allocator_history import time_of, totals, usable
+from agprof.importers.plain_pickle import PickleRefusedError, load_plain
+from agprof.model.allocator_history import LARGEST, peak_of, time_of, totals, usable
 from agprof.store.traces import TraceMeta, TraceWriter, write_meta
 
 MAX_BYTES = 2 * 2**30
@@ -24,6 +24,8 @@ MAX_MEMORY_BYTES = 12 * 2**30
 MIN_EVENT_BYTES = 8
 """Bytes of the file per event; a real event takes over 50. Less: the same events are listed again and again."""
 MAX_DEVICES = 256
+TOP_BLOCKS = 40
+MAX_STACK = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ def load(file: Path) -> Snapshot:
         value = _unpickle(file, size)
     except OSError as error:
         raise TraceError(f"{file}: can't be read: {error.strerror or error}") from error
-    except (PickleRefused, UnicodeDecodeError, MemoryError) as error:
+    except (PickleRefusedError, UnicodeDecodeError, MemoryError) as error:
         what = str(error)[:300] or "there is not enough memory for it"
         raise TraceError(f"{file}: no readable memory snapshot: {what}") from error
     if not isinstance(value, dict) or not isinstance(value.get("segments"), list):
@@ -63,7 +65,7 @@ def load(file: Path) -> Snapshot:
 
 def _unpickle(file: Path, size: int) -> Any:
     if not size:
-        raise PickleRefused("it is empty")
+        raise PickleRefusedError("it is empty")
     allowed = min(MAX_MEMORY_BYTES, FREE_MEMORY_BYTES + MEMORY_PER_BYTE * size)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return load_plain(data, max_memory_bytes=allowed)
@@ -80,15 +82,34 @@ def _check_lengths(file: Path, size: int, segments: list[Any], devices: list[lis
         )
 
 
-def add_to(run: Path, rank: int, file: Path) -> Counter[str]:
-    """Write a snapshot's events into a rank's trace tables, beside what is there. What was left out, by reason.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """What a snapshot gave."""
 
-    Raises TraceError and OSError.
-    """
-    return _write_events(run, rank, load(file))
+    left_out: Counter[str]
+    """Events that could not be used, by reason."""
+    allocations: tuple[tuple[Any, ...], ...]
+    """Rows of the table `allocations`: the largest blocks of each device at its peak, with their stacks."""
 
 
-def _write_events(run: Path, rank: int, snapshot: Snapshot) -> Counter[str]:
+def add_to(run: Path, rank: int, file: Path) -> Added:
+    """Write a snapshot's events into a rank's trace tables, beside what is there. Raises TraceError and OSError."""
+    return _write(run, rank, load(file), file)
+
+
+def _write(run: Path, rank: int, snapshot: Snapshot, file: Path) -> Added:
+    return Added(left_out=_write_events(run, rank, snapshot, file), allocations=tuple(_allocations(snapshot)))
+
+
+def _allocations(snapshot: Snapshot) -> Iterator[tuple[Any, ...]]:
+    for device, raw in enumerate(snapshot.traces):
+        peak = peak_of(usable(raw, Counter()), snapshot.segments_of(device))
+        for block in peak.blocks[:TOP_BLOCKS]:
+            stack = "\n".join(block.frames)[-MAX_STACK:]
+            yield (0, "peak", "device", "unexplained", block.bytes, "", "", "", f"cuda {device}", "", stack)
+
+
+def _write_events(run: Path, rank: int, snapshot: Snapshot, file: Path) -> Counter[str]:
     writer = TraceWriter(run, rank, writer=_free_writer(run, rank))
     left_out: Counter[str] = Counter()
     names = ("time_ns", "address", "bytes", "allocated_bytes", "reserved_bytes")
@@ -104,6 +125,8 @@ def _write_events(run: Path, rank: int, snapshot: Snapshot) -> Counter[str]:
             for total in totals(usable(raw, left_out), snapshot.segments_of(device))
             if total.event.allocates
         ]
+        if any(abs(row[3]) >= LARGEST or abs(row[4]) >= LARGEST for row in rows):
+            raise TraceError(f"{file}: no memory snapshot: its sizes add up to more than any memory has")
         if rows:
             columns: dict[str, list[Any]] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
             columns |= {"on_device": [True] * len(rows), "device": [device] * len(rows)}
@@ -112,24 +135,24 @@ def _write_events(run: Path, rank: int, snapshot: Snapshot) -> Counter[str]:
     return left_out
 
 
-def import_alone(run: Path, rank: int, file: Path, *, rank_source: str, source: str) -> TraceMeta:
+def import_alone(run: Path, rank: int, file: Path, *, rank_source: str, source: str) -> Added:
     """A rank of which there is a snapshot and no trace. Raises TraceError and OSError."""
     snapshot = load(file)
-    left_out = _write_events(run, rank, snapshot)
+    added = _write(run, rank, snapshot, file)
     times = [time for events in snapshot.traces for event in events if (time := time_of(event)) is not None]
     meta = TraceMeta(
         format="torch snapshot",
         source=source,
         rank_source=rank_source,
         events={"memory events": sum(map(len, snapshot.traces))},
-        left_out=dict(left_out),
+        left_out=dict(added.left_out),
         first_ns=min(times, default=None),
         last_ns=max(times, default=None),
         timestamp_unit="us",
         notes=("a memory snapshot alone: nothing is known of kernels and operators",),
     )
     write_meta(run, rank, meta)
-    return meta
+    return added
 
 
 def _free_writer(run: Path, rank: int) -> int:

@@ -31,11 +31,18 @@ _ROWS_PER_FLUSH = 50_000
 
 
 def write_stream(
-    run: Path, trace: RankTrace, *, node: int, world_size: int | None, communication: Communication | None = None
+    run: Path,
+    trace: RankTrace,
+    *,
+    node: int,
+    world_size: int | None,
+    communication: Communication | None = None,
+    allocations: Iterable[tuple[Any, ...]] = (),
 ) -> tuple[str, ...]:
     """Write the stream of one rank from its trace tables. Notes on what was left out. Raises OSError.
 
     `communication`: how communication kernels are known by their names; left out: those that agprof knows.
+    `allocations`: rows of that table, from a memory snapshot.
     """
     communication = communication or Communication.with_user()
     names = classified(trace)
@@ -62,6 +69,7 @@ def write_stream(
         writer, "collectives", _collectives(find_collectives(trace, names, ranges, communication), phases, steps, micro)
     )
     _append(writer, "memory", _memory(trace, steps))
+    _append(writer, "allocations", allocations)
     _append(writer, "facts", ((time_ns, k, json.dumps(v)) for k, v in _facts(trace, names).items()))
     writer.close("imported")
     return tuple(notes)

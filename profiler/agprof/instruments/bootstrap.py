@@ -279,38 +279,12 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         optimizer_state.arm(recorder)
 
     def arm_profile_step() -> None:
-        """Every part of the profile step: instrument, and what makes the part or None where this rank has none."""
-        from agprof.instruments.profile_step import ProfileStep, StepPart
+        from agprof.instruments.profile_step import ProfileStep
+        from agprof.instruments.step_parts import STEP_PARTS
 
-        def flops() -> StepPart | None:
-            from agprof.instruments.flops import FlopsPart
-
-            return FlopsPart(recorder, torch) if own_place().rank == 0 else None
-
-        def memory_account() -> StepPart | None:
-            from agprof.instruments.memory_account import MemoryAccount
-
-            return MemoryAccount(recorder, torch) if recorder.settings.profile_step is not None else None
-
-        def readbacks() -> StepPart | None:
-            from agprof.instruments.readbacks import Readbacks
-
-            return Readbacks(recorder, torch) if own_place().rank == 0 else None
-
-        def repeats() -> StepPart | None:
-            from agprof.instruments.repeats import Repeats
-
-            return Repeats(recorder, torch) if own_place().rank == 0 else None
-
-        parts: list[tuple[str, Callable[[], StepPart | None]]] = [
-            ("flops", flops),
-            ("memory account", memory_account),
-            ("readbacks", readbacks),
-            ("repeats", repeats),
-        ]
         profile_step = ProfileStep(recorder, torch)
-        for instrument, make in parts:
-            part = guard(instrument, make)()
+        for instrument, make in STEP_PARTS.items():
+            part = guard(instrument, make)(recorder, torch, own_place().rank, step_parts)
             if part is not None:
                 step_parts.append(part)
                 profile_step.add(instrument, part)

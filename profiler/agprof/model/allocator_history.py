@@ -96,16 +96,16 @@ def usable(events: Sequence[Raw], left_out: Counter[str]) -> list[Event]:
     kept = []
     for raw in events:
         time_ns, size, action = time_of(raw), count(raw.get("size")), raw.get("action")
-        if action in SILENT:
-            continue
-        if action not in ALLOCATED and action not in RESERVED:
+        if type(action) is not str or (action not in ALLOCATED and action not in RESERVED and action not in SILENT):
             left_out["unknown action of the allocator"] += 1
+        elif action in SILENT:
+            continue
         elif time_ns is None:
             left_out["no time"] += 1
         elif size is None:
             left_out["no size"] += 1
         else:
-            kept.append(Event(time_ns, str(action), count(raw.get("addr")), size, raw))
+            kept.append(Event(time_ns, action, count(raw.get("addr")), size, raw))
     return kept
 
 

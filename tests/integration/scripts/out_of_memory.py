@@ -67,6 +67,7 @@ for step in range(arguments.steps):
             optimizer.zero_grad()
             print(f"caught at batch {batch}", flush=True)
             batch //= 2
+            arguments.grow = 1
             continue
         break
     print(f"step {step} batch {batch} loss {loss:.6f}", flush=True)

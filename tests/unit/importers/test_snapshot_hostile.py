@@ -23,7 +23,7 @@ import pytest
 from agprof.cli.main import main
 from agprof.errors import TraceError
 from agprof.importers import torch_snapshot
-from agprof.importers.plain_pickle import PickleRefused, load_plain
+from agprof.importers.plain_pickle import PickleRefusedError, load_plain
 
 SNAPSHOT: dict[str, Any] = {"segments": [], "device_traces": [[]]}
 MIB = 2**20
@@ -139,17 +139,17 @@ def test_opcodes_that_do_not_exist_here(tmp_path: Path, body: bytes, words: str)
 
 
 def test_every_opcode_of_pickle_is_of_plain_values_or_refused() -> None:
-    """One by one: what is taken is named here, so that a new opcode of pickle is refused until somebody looked at it."""
+    """One by one: what is taken is named here. A new opcode of pickle is refused until somebody looked at it."""
     taken = {
-        "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4",
-        "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
+        "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1",
+        "LONG4", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8",
         "EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_DICT", "SETITEM", "SETITEMS", "DICT", "EMPTY_TUPLE", "TUPLE",
         "TUPLE1", "TUPLE2", "TUPLE3", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
     }  # fmt: skip
     for opcode in pickletools.opcodes:
         try:
             load_plain(b"\x80\x05" + opcode.code.encode("latin-1"), max_memory_bytes=MIB)
-        except PickleRefused as error:
+        except PickleRefusedError as error:
             is_refused = any(
                 w in str(error) for w in ("asks for", "none of a snapshot's", "opcode that", "outside of it")
             )
@@ -206,7 +206,7 @@ def bounded(file: Path, *, most_s: float = 20.0) -> str:
         text=True,
         timeout=60,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),  # noqa: PLW1509
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
         env={**os.environ, "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-500:]

@@ -41,7 +41,7 @@ def written(tmp_path: Path, value: Any, name: str = "snapshot.pickle") -> Path:
 
 def test_totals_are_exact_though_the_history_begins_anywhere(tmp_path: Path) -> None:
     """500 bytes were allocated, and 500 reserved, before the history begins: the segments say so."""
-    left_out = torch_snapshot.add_to(tmp_path, 0, written(tmp_path, SNAPSHOT))
+    left_out = torch_snapshot.add_to(tmp_path, 0, written(tmp_path, SNAPSHOT)).left_out
     torch_snapshot.import_alone(tmp_path, 1, written(tmp_path, SNAPSHOT), rank_source="test", source="x")
     assert not left_out
     rows = read_traces(tmp_path)[1].table(
@@ -79,7 +79,7 @@ def test_the_totals_at_the_end_are_those_of_the_segments(tmp_path: Path) -> None
 def test_what_is_not_understood_is_counted(tmp_path: Path) -> None:
     strange = [event("teleport", 1, 1), event("alloc", -5, 2), event("alloc", 5, -1), {"action": "alloc"}, "no event"]
     value = {"segments": [], "device_traces": [strange]}
-    left_out = torch_snapshot.add_to(tmp_path, 0, written(tmp_path, value))
+    left_out = torch_snapshot.add_to(tmp_path, 0, written(tmp_path, value)).left_out
     assert left_out == {"unknown action of the allocator": 1, "no size": 1, "no time": 2}
 
 
