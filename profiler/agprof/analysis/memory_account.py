@@ -129,7 +129,7 @@ def _order(part: str) -> tuple[int, str]:
 
 def _formula(view: View, rank: int, at: MemoryMoment, space: Space, formulas: Formulas) -> dict[str, float]:
     """Formulas of the moment; none for gradients where these are only partly there, as in a forward."""
-    if at == "oom":
+    if at not in ("standing", "peak"):
         return {}
     standing = formulas(rank, "standing", space)
     if at == "standing":
