@@ -29,13 +29,13 @@ OPTIMIZER_ATTRIBUTES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     ("master_weights", "", MASTER_WEIGHTS),
+    ("buckets", "reduction", ("ipg_buckets", "extra_large_param_to_reduce", "_muon_allgather_buffers")),
     ("gradients", "", (
         "averaged_gradients", "all_grad_tensors", "grads_in_partition", "accumulated_grads_in_cpu",
         "grad_partitions_flat_buffer", f"{_STAGE_3}param_id_to_grad_partition", "fp32_groups_gradients_flat",
     )),
     ("buffers", "offload", ("param_buffer_of_bit16_for_cpu_offload_groups",)),
     ("buckets", "offload", ("temp_grad_buffer_for_cpu_offload", "temp_grad_buffer_for_gpu_offload")),
-    ("buckets", "reduction", ("ipg_buckets", "extra_large_param_to_reduce", "_muon_allgather_buffers")),
 )  # fmt: skip
 PINNED = ("lp_params_pin_buffers", "hp_params_pin_buffers", "lp_grad_partitions_flat_pin_buffers")
 """Made by `offload_states`."""
@@ -60,6 +60,13 @@ def gradient_of_parameter(parameter: Any, name: str) -> Iterator[Owned]:
     accumulated = getattr(parameter, "grad_accum", None)
     if accumulated is not None:
         yield accumulated, "gradients", "accumulated", name
+
+
+def of_buckets(optimizer: Any) -> Iterator[Owned]:
+    """Buffers that gradients are gathered in to be reduced. To be asked before gradients: these are views of them."""
+    for bucket in list(vars(optimizer).get("ipg_buckets", {}).values()):
+        for tensor in tensors_in(bucket.buffer):
+            yield tensor, "buckets", "reduction", "ipg_buckets"
 
 
 def of_optimizer(optimizer: Any) -> Iterator[Owned]:

@@ -83,14 +83,17 @@ def _kind(kind_of: type) -> str | None:
 
 
 def owned(owners: Owners) -> Iterator[Owned]:
-    """(tensor, part, detail, name) of everything the owners hold, most telling owner first; storages may repeat."""
-    for source in (_parameters, _gradients, _optimizer_states, _wrapped, _buffers, _caches, _inputs, _rest):
+    """(tensor, part, detail, name) of everything the owners hold, most telling owner first; storages may repeat.
+
+    DeepSpeed before `.grad`, which it makes a view of its bucket.
+    """
+    for source in (_parameters, _buckets, _gradients, _optimizer_states, _wrapped, _buffers, _caches, _inputs, _rest):
         yield from _surviving(source, owners)
 
 
 def gradients(owners: Owners) -> Iterator[Owned]:
     """What is a gradient now: asked at the highest points of a step, so it looks at nothing else."""
-    for source in (_gathered, _gradients, _wrapped):
+    for source in (_gathered, _buckets, _gradients, _wrapped):
         yield from _surviving(source, owners)
 
 
@@ -121,6 +124,11 @@ def _gathered(owners: Owners) -> Iterator[Owned]:
     for parameter, name in _named_parameters(owners):
         if hasattr(parameter, "ds_tensor"):
             yield from memory_deepspeed.of_parameter(parameter, name)
+
+
+def _buckets(owners: Owners) -> Iterator[Owned]:
+    for wrapper in owners.wrappers:
+        yield from _surviving(memory_deepspeed.of_buckets, wrapper)
 
 
 def _gradients(owners: Owners) -> Iterator[Owned]:
