@@ -123,8 +123,10 @@ def zero(rows: Sequence[ZeroRow]) -> Table:
 def allocations(key: str, caption: str, rows: Sequence[AllocationRow]) -> Table:
     kept = sorted(rows, key=lambda row: (-row.bytes, row.rank))[:ALLOCATION_ROWS]
     note = f"The {len(kept)} largest of {len(rows):,}; report.json has all." if len(kept) < len(rows) else ""
+    ranks = {row.rank for row in rows}
+    if len(ranks) == 1:
+        caption = f"{caption}, rank {min(ranks)}"
     fields: list[Field[AllocationRow]] = [
-        Field(label="rank", get=lambda r: r.rank, unit="1"),
         Field(label="size", get=lambda r: r.bytes, unit="bytes", source="measured"),
         Field(label="part", get=lambda r: clean(word_of(r.part), NAME)),
         Field(label="shape", get=lambda r: clean(r.shape, NAME), code=True),
@@ -134,6 +136,8 @@ def allocations(key: str, caption: str, rows: Sequence[AllocationRow]) -> Table:
         Field(label="in", get=lambda r: clean(r.phase, NAME) or DASH),
         Field(label="stack, innermost first", get=_stack, code=True, fold=True),
     ]
+    if len(ranks) > 1:
+        fields.insert(0, Field(label="rank", get=lambda r: r.rank, unit="1"))
     return table(key, caption, kept, fields, note)
 
 

@@ -237,7 +237,7 @@
     const layout = merged(base(Number(plot.dataset.height)), spec.layout);
     if (narrow) { // less room at the sides, and no names over the shades
       layout.margin = { ...layout.margin, l: Math.min(layout.margin.l, 152), r: Math.min(layout.margin.r, 72) };
-      layout.annotations = layout.annotations?.filter((note) => note.yref !== "paper");
+      layout.annotations = layout.annotations?.filter((note) => note.yref !== "paper" && note.name !== "wide");
       layout.font = { ...layout.font, size: 11 };
       layout.yaxis = merged({ tickfont: { size: 11 } }, layout.yaxis);
     }

@@ -17,6 +17,8 @@ _NAMED = 6
 """Groups that carry their names: those with most time."""
 _STYLES = {"measured": ("solid", "measured"), "declared": ("dot", "declared"), "datasheet": ("dash", "data sheet")}
 _LONGEST = 24
+_OVER = 1.02
+"""Of its roof, from which on a point is said to stand above it."""
 _LEAST_PX, _MOST_PX = 7.0, 34.0
 
 
@@ -83,6 +85,13 @@ def roofline(compute: ComputeAnswer) -> Chart:
     notes = ["A larger point takes more time. Bytes are modelled: operands and results of the counted operations once."]
     if without:
         notes.append(f"Without a time and hence not drawn: {without} of {len(compute.roofline)} groups.")
+    above = sum((of_roof(point) or 0.0) > _OVER for point in points)
+    if above:
+        verb = "points stand" if above > 1 else "point stands"
+        notes.append(
+            f"{above} {verb} above the roof: what fits into caches moves less than is modelled, and a ceiling that was "
+            "measured beside other load is too low."
+        )
     if not roofs:
         notes.append("No roof is drawn: no ceiling is known of this device.")
     return Chart(
@@ -229,6 +238,7 @@ def _names(points: Sequence[RooflinePoint], divisor: float, span: tuple[float, f
                 y=round(y, 4),
                 xanchor="right" if right else "left",
                 xshift=-22 if right else 22,
+                name="wide",  # not on narrow screens
                 font={"size": 11, "color": "$muted"},
             )
         )

@@ -234,6 +234,13 @@ def test_points_are_apart_by_pass_and_their_areas_are_times():
         assert times == sorted(times, reverse=True)
 
 
+def test_points_above_the_roof_are_not_hidden():
+    answer = cpu_compute()
+    assert "above the roof" not in charts_of(answer)["roofline"].note
+    fast = replace(answer.roofline[0], flops_per_second=2 * answer.roofline[0].roof_flops_per_second)
+    assert "1 point stands above the roof" in charts_of(replace(answer, roofline=(fast,)))["roofline"].note
+
+
 def test_a_ceiling_of_another_element_type_is_not_taken_when_the_own_is_known():
     half = Ceiling(kind="datasheet", dtype="float16", flops_per_second=1.0, bytes_per_second=3.0, source="")
     own = Ceiling(kind="datasheet", dtype="float32", flops_per_second=2.0, bytes_per_second=None, source="")

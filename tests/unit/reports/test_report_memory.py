@@ -232,11 +232,15 @@ def test_the_plan_stands_beside_the_measurement_each_in_its_unit():
 
 def test_largest_tensors_are_sorted_and_stacks_stand_innermost_first():
     table = parts_of(memory_answer(2, ()))["memory-allocations"].tables[0]
-    sizes = [float(row[1]) for row in table.rows]
+    sizes = [float(row[0]) for row in table.rows]
     assert sizes == sorted(sizes, reverse=True)
     stack = table.rows[1][-1]
     assert stack.splitlines()[0] == "nn/functional.py:2134 softmax"
     assert table.columns[-1].fold
+    assert table.caption == "Largest tensors at the peak, rank 1"
+    other = replace(memory_answer(2, ()).allocations[0], rank=0)
+    both = memory_tables.allocations("t", "Largest", (*memory_answer(2, ()).allocations, other))
+    assert (both.columns[0].label, both.caption) == ("rank", "Largest")
 
 
 def test_memory_that_ran_out_stands_right_below_the_verdict():
