@@ -88,6 +88,8 @@ class Outcome:
     """A tensor with ``read_per_step``."""
     tokens: int
     """Tokens that the language model read, without padding."""
+    positions: int
+    """The same with padding."""
     samples: int
 
 
@@ -160,7 +162,7 @@ class AnomalyGPT(nn.Module):
                 loss = loss + focal_loss + dice_loss
             right, learned = guessed_tokens(answer.logits, labels)
             accuracy = right / learned if self.switches.read_per_step else right.item() / learned.item()
-        return Outcome(loss, answer.loss, focal_loss, dice_loss, accuracy, tokens, len(images))
+        return Outcome(loss, answer.loss, focal_loss, dice_loss, accuracy, tokens, mask.numel(), len(images))
 
     def states(self, class_names: list[str]) -> Tensor:
         """B x 2 x shared: what a normal and an abnormal object of each image's class reads like.

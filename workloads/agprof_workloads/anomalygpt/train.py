@@ -151,7 +151,7 @@ def run(training: Training, loaders: "Loaders", options: argparse.Namespace, say
     for batch in alternate(loaders):
         outcome: Outcome = training.forward(batch)
         training.backward(outcome.loss)
-        agprof.step(tokens=outcome.tokens, samples=outcome.samples)
+        agprof.step(tokens=outcome.positions, samples=outcome.samples, unpadded_tokens=outcome.tokens)
         updated = training.step()
         outcomes.note(outcome)
         if not updated:

@@ -109,7 +109,7 @@ def run(training: Training, batches: Iterator[Batch], options: argparse.Namespac
     for batch in batches:
         loss = training.forward(**batch).loss
         training.backward(loss)
-        agprof.step(tokens=batch["input_ids"].numel(), samples=len(batch["labels"]))
+        agprof.step(samples=len(batch["labels"]))  # tokens and padding are read off the batch's mask
         updated = training.step()
         losses.append(loss.item())
         if log is not None:

@@ -118,7 +118,8 @@ def step_loop(engine: Any, batches: Any, held_out: Any, judge: Judge, given: Nam
         batch = batch.to(running.device)  # noqa: PLW2901
         outcome = judge(engine, batch)
         engine.backward(outcome.loss)
-        agprof.step(tokens=int(batch.attention_mask.sum()), samples=len(batch.input_ids) // 2)
+        unpadded = int(batch.attention_mask.sum())
+        agprof.step(tokens=batch.input_ids.numel(), samples=len(batch.input_ids) // 2, unpadded_tokens=unpadded)
         engine.step()
         speeds.end()
         seen.append(job.as_float(outcome.loss))

@@ -465,7 +465,8 @@ class Ppo:
             log_probs = losses.log_probabilities(logits, part.ids)[:, start:]
             actor_loss = losses.actor_loss(log_probs, part.log_probs[:, start:], advantages, answer)
             team.actor.backward(actor_loss)
-            agprof.step(tokens=int(part.attention_mask.sum()), samples=len(part.ids))
+            unpadded = int(part.attention_mask.sum())
+            agprof.step(tokens=part.ids.numel(), samples=len(part.ids), unpadded_tokens=unpadded)
             team.actor.step()
             self.note(seen, "actor", actor_loss)
         with phases("train/critic"):
@@ -482,7 +483,8 @@ class Ppo:
         )
         loss: Tensor = self._given.unsupervised_weight * output.loss
         actor.backward(loss)
-        agprof.step(tokens=batch.input_ids.numel(), samples=len(batch.input_ids))
+        unpadded = int(batch.attention_mask.sum())
+        agprof.step(tokens=batch.input_ids.numel(), samples=len(batch.input_ids), unpadded_tokens=unpadded)
         actor.step()
         return loss
 

@@ -124,7 +124,8 @@ def step_loop(engine: Any, batches: Any, given: Namespace, running: Job) -> None
         batch = batch.to(running.device)  # noqa: PLW2901
         loss = engine(**fields(batch), use_cache=False).loss
         engine.backward(loss)
-        agprof.step(tokens=int(batch.attention_mask.sum()), samples=len(batch.input_ids))
+        unpadded = int(batch.attention_mask.sum())
+        agprof.step(tokens=batch.input_ids.numel(), samples=len(batch.input_ids), unpadded_tokens=unpadded)
         engine.step()
         speeds.end()
         losses.append(job.as_float(loss))

@@ -124,7 +124,8 @@ def run(training: Training, batches: Iterator[Batch], options: argparse.Namespac
     for batch in batches:
         loss = training.forward(**batch).loss
         training.backward(loss)
-        agprof.step(tokens=batch["input_ids"].numel(), samples=len(batch["input_ids"]))
+        tokens = batch["input_ids"].numel()
+        agprof.step(tokens=tokens, samples=len(batch["input_ids"]), unpadded_tokens=tokens)
         updated = training.step()
         losses.append(loss.item())
         if log is not None:
