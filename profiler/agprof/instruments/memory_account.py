@@ -13,7 +13,7 @@ from agprof.instruments.memory_frames import format_frames
 from agprof.instruments.memory_holders import holders
 from agprof.instruments.memory_tensors import local
 from agprof.instruments.memory_totals import Total, Totals
-from agprof.instruments.memory_tracker import UNEXPLAINED, Allocation, MemoryTracker, Space
+from agprof.instruments.memory_tracker import PEAK, UNEXPLAINED, Allocation, MemoryTracker, Space
 from agprof.instruments.memory_walk import Owners, find_owners, gradients, owned, reducer_bytes
 from agprof.instruments.op_watch import OpWatch
 from agprof.instruments.profile_step import StepPart
@@ -24,7 +24,7 @@ TOP_ALLOCATIONS = 40
 CURVE_POINTS = 2000
 GENERATE = "generate"
 """The range that instruments.rlhf opens around generate."""
-GENERATION = "generation"
+ALLOCATED, GENERATION = "allocated", "generation"
 MAX_TEXT = 4000
 MAX_ASKED = 64
 """Tensors without an owner, the largest, whose holders are looked for."""
@@ -51,6 +51,8 @@ class MemoryAccount(StepPart):
         self._tracker: MemoryTracker | None = None
         self._owners: Owners | None = None
         self._handle: Any = None
+        self._peak = PEAK
+        """Name of the tracker's high that is the step's peak: the allocator's where it can be read."""
         self.peak_sizes: Counter[int] = Counter()
         """Bytes of the storages on the device that were alive at the peak: what the memory history need not list."""
         self._phase_end = recorder.guard(INSTRUMENT, self._mark_owned)
@@ -88,11 +90,11 @@ class MemoryAccount(StepPart):
         try:
             self._mark_owned()
             tracker.stop()
-            peak = tracker.at_peak()
+            peak = tracker.at_high(self._peak)
             self._write_parts("peak", peak, self._totals.peak(peak), tracker)
+            self._write_copies()
             self._write_allocations("peak", peak, tracker)
-            self.peak_sizes = Counter(record.bytes for record in peak if record.space == "device")
-            generation = tracker.at_peak(GENERATION)
+            generation = tracker.at_high(GENERATION)
             if generation:
                 self._write_parts(GENERATION, generation, self._totals.high(GENERATION, generation), tracker)
             append = self._recorder.writer.rows("memory_curve")
@@ -119,10 +121,15 @@ class MemoryAccount(StepPart):
         tracker = self._tracker
         if tracker is not None:
             tracker.listen(operation)
-            self._totals.sample(tracker)
+            is_collective = getattr(operation.function, "namespace", "") == "c10d"
+            if self._totals.sample(tracker, is_collective=is_collective):
+                self._peak = ALLOCATED
+                tracker.mark_high(ALLOCATED, operation, always=True)
+                if is_collective:
+                    self._high()
             # A generation needs no gradients: asking for the ranges in progress is left out elsewhere.
             is_generating = not self._torch.is_grad_enabled() and GENERATE in self._recorder.open_ranges()
-            if is_generating and tracker.mark_high(GENERATION):
+            if is_generating and tracker.mark_high(GENERATION, operation):
                 self._totals.note_high(GENERATION)
 
     def _high(self) -> None:
@@ -166,6 +173,13 @@ class MemoryAccount(StepPart):
             space = "device" if self._torch.cuda.is_initialized() else "host"
             append((self._step, at, space, "buckets", "ddp reducer", buckets, None, "modelled", how))
 
+    def _write_copies(self) -> None:
+        copied = self._totals.copied_bytes
+        if copied:
+            how = "what the allocator held more after collectives than the tensors that it was given: gloo's copies"
+            row = (self._step, "peak", "host", "buckets", "copies in collectives", copied, None, "measured", how)
+            self._recorder.writer.append("memory_parts", row)
+
     def _write_allocations(self, at: str, records: list[Allocation], tracker: MemoryTracker) -> None:
         append = self._recorder.writer.rows("allocations")
         for row in allocation_rows(self._step, at, records, tracker):
@@ -173,9 +187,10 @@ class MemoryAccount(StepPart):
 
     def _write_facts(self, tracker: MemoryTracker) -> None:
         fact = self._recorder.fact
-        fact("memory.peak_phase", tracker.peak_phase)
-        fact("memory.peak_module", tracker.peak_module)
-        fact("memory.peak_time_ns", tracker.peak_time_ns)
+        high = tracker.high(self._peak)
+        fact("memory.peak_phase", high.phase)
+        fact("memory.peak_module", high.module)
+        fact("memory.peak_time_ns", high.time_ns)
         fact("memory.method", self._totals.method)
 
     # -- out of memory ---------------------------------------------------------------------------------------------

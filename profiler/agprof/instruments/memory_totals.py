@@ -46,8 +46,13 @@ class Totals:
         self._malloc = malloc_reader()
         self._cuda: CudaAllocator | None = None
         self._highest_cpu = 0
-        self._at_peak: Now | None = None
         self._peak_seen = 0
+        self._unseen: int | None = None
+        """What the allocator held beyond the tensors' bytes after the operation before."""
+        self._in_collectives = 0
+        self.copied_bytes = 0
+        """At the peak: by how much that had grown in collectives. gloo copies what it reduces and gathers, on threads
+        that no dispatch mode sees."""
         self._malloc_begin = 0
         self._malloc_highest = 0
         self._base = 0
@@ -73,7 +78,7 @@ class Totals:
             self._cuda = CudaAllocator(self._torch)  # its peak is compared with that of this moment
         self._malloc_begin = self._malloc_highest = now.malloc or 0
         self._base = _host_bytes(standing)
-        self._highest_cpu, self._at_peak = now.cpu or 0, now
+        self._highest_cpu = now.cpu or 0
         self._peak_seen = tracker.peak_bytes
         return self.stated(now, standing)
 
@@ -90,14 +95,26 @@ class Totals:
             totals.append(Total("host", "total", host, method))
         return totals
 
-    def sample(self, tracker: MemoryTracker) -> None:
-        """After an operation; cheap."""
+    def sample(self, tracker: MemoryTracker, *, is_collective: bool) -> bool:
+        """After an operation; cheap. True when the CPU's allocator never held more: this is the peak so far."""
         held = self._cpu.bytes
-        if held is not None and held > self._highest_cpu:
-            self._highest_cpu = held
-        if tracker.peak_bytes > self._peak_seen and self._at_peak is not None:
-            self._peak_seen = tracker.peak_bytes
-            self._at_peak.cpu = held
+        if held is None:
+            return False
+        if self._cuda is not None:
+            if tracker.peak_bytes > self._peak_seen:
+                # The device's peak is what is explained; the host's part is told for that moment.
+                self._peak_seen, self._highest_cpu = tracker.peak_bytes, held
+            return False
+        unseen = held - tracker.live_bytes
+        if self._unseen is not None and is_collective and unseen > self._unseen:
+            self._in_collectives += unseen - self._unseen
+        elif self._unseen is not None and unseen < self._unseen:
+            self._in_collectives = max(0, self._in_collectives + unseen - self._unseen)
+        self._unseen = unseen
+        if held <= self._highest_cpu:
+            return False
+        self._highest_cpu, self.copied_bytes = held, self._in_collectives
+        return True
 
     def sample_slowly(self, tracker: MemoryTracker) -> None:
         """At highs of the tensors' bytes."""
@@ -132,9 +149,7 @@ class Totals:
                 return _host_bytes(records), BY_WALK
             return self._base + self._malloc_highest - self._malloc_begin, BY_MALLOC
         if self._cuda is not None:
-            # The device's peak is what is explained; the host's part is told for that moment.
-            at_peak = self._at_peak.cpu if self._at_peak is not None else None
-            return self._with_foreign((at_peak or 0) + _pinned_bytes(self._torch), records)
+            return self._with_foreign(self._highest_cpu + _pinned_bytes(self._torch), records)
         return self._with_foreign(self._highest_cpu, records)
 
     def _with_foreign(self, held: int, records: Iterable[Allocation]) -> tuple[int, str]:

@@ -8,10 +8,12 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from agprof.instruments.memory_curve import Curve
 from agprof.instruments.memory_frames import Frames, Maker, frames_of_caller
+from agprof.instruments.memory_resizes import Resizes
 from agprof.instruments.op_places import Operation
 
 Space = Literal["device", "host"]
@@ -61,6 +63,17 @@ class Allocation:
         self.frames: Frames = ()
 
 
+@dataclass(frozen=True, slots=True)
+class High:
+    """A moment at which much was alive."""
+
+    bytes: int
+    event: int
+    time_ns: int | None = None
+    phase: str = ""
+    module: str = ""
+
+
 class _Reference(weakref.ref[Any]):
     __slots__ = ("key",)
     key: int
@@ -97,14 +110,10 @@ class MemoryTracker:
         """Called at new highs, HIGH_STEP apart, before the operation's own temporaries are gone."""
         self.live_bytes = base_bytes
         self.peak_bytes = base_bytes
-        self.peak_time_ns: int | None = None
-        self.peak_phase = ""
-        self.peak_module = ""
         self.curve = Curve()
         self._base_bytes = base_bytes
         self._events = 0
-        self._marks: dict[str, tuple[int, int]] = {PEAK: (base_bytes, 0)}
-        """Live bytes and number of the event of each high that is kept."""
+        self._highs: dict[str, High] = {PEAK: High(base_bytes, 0)}
         self._high = 0.0
         self._alive: dict[int, tuple[Allocation, _Reference]] = {}
         self._records: list[Allocation] = []
@@ -113,7 +122,7 @@ class MemoryTracker:
         self._fresh: list[Allocation] = []
         """Made since the pass changed last."""
         self._modules: dict[int, str] = {}
-        self._resizes: _Resizes | None = None
+        self._resizes: Resizes | None = None
         self._operation: Operation | None = None
 
     # -- before and after ------------------------------------------------------------------------------------------
@@ -149,8 +158,8 @@ class MemoryTracker:
         """Follow resizes of storages, which are no operations."""
         self._high = self.live_bytes * HIGH_STEP
         self._note()
-        self.peak_time_ns = self._clock()
-        self._resizes = _Resizes(self._torch.UntypedStorage, self._resized)
+        self.mark_high(PEAK, always=True)
+        self._resizes = Resizes(self._torch.UntypedStorage, self._resized)
 
     def stop(self) -> None:
         """Follow nothing any more. What was seen stays. Safe to call twice."""
@@ -260,9 +269,7 @@ class MemoryTracker:
         self.live_bytes += record.bytes
         if self.live_bytes > self.peak_bytes:
             self.peak_bytes = self.live_bytes
-            self._marks[PEAK] = self.peak_bytes, self._events
-            self.peak_time_ns = self._clock()
-            self.peak_phase, self.peak_module = record.phase, record.module
+            self._highs[PEAK] = High(self.peak_bytes, self._events, self._clock(), record.phase, record.module)
 
     def _died(self, reference: _Reference) -> None:
         known = self._alive.get(reference.key)
@@ -282,7 +289,7 @@ class MemoryTracker:
 
     def _thin(self) -> None:
         """Who is dead and was not alive at the peak will not be at a later one either."""
-        events = [event for _bytes, event in self._marks.values()]
+        events = [high.event for high in self._highs.values()]
         self._records = [
             record
             for record in self._records
@@ -346,21 +353,30 @@ class MemoryTracker:
             return "buckets", "reduction"
         return "temporary", record.phase if record.phase in ("optimizer", "communication") else record.in_pass
 
-    def mark_high(self, name: str) -> bool:
-        """Remember this moment under a name of its own if nothing of that name was higher; True if so."""
-        high, _event = self._marks.get(name, (-1, 0))
-        if self.live_bytes <= high:
+    def mark_high(self, name: str, operation: Operation | None = None, *, always: bool = False) -> bool:
+        """Remember this moment under a name of its own if nothing of that name was higher, or always; True if so."""
+        if not always and name in self._highs and self.live_bytes <= self._highs[name].bytes:
             return False
-        self._marks[name] = self.live_bytes, self._events
+        phase = self._phase() if self._phase is not None else self._pass
+        module = self._name(operation.module) if operation is not None else ""
+        self._highs[name] = High(self.live_bytes, self._events, self._clock(), phase, module)
         return True
 
-    def at_peak(self, name: str = PEAK) -> list[Allocation]:
-        """What was alive at the peak, or at another high, largest first; storages of 0 bytes left out."""
-        if name not in self._marks:
+    def high(self, name: str = PEAK) -> High:
+        """When and where a high was; PEAK's if there is none of that name."""
+        return self._highs.get(name, self._highs[PEAK])
+
+    def at_high(self, name: str) -> list[Allocation]:
+        """What was alive at a high, largest first; storages of 0 bytes left out. Empty where there was none."""
+        if name not in self._highs:
             return []
-        _bytes, event = self._marks[name]
+        event = self._highs[name].event
         found = [record for record in self._records if record.bytes and record.counted and _was_alive(record, event)]
         return sorted(found, key=lambda record: record.bytes, reverse=True)
+
+    def at_peak(self) -> list[Allocation]:
+        """What was alive when the live bytes were highest, largest first."""
+        return self.at_high(PEAK)
 
     def parts_at_peak(self) -> dict[str, int]:
         """Bytes by part in the tracker's own space; with the base that was given as a number they sum to the peak."""
@@ -378,31 +394,3 @@ class MemoryTracker:
 
 def _was_alive(record: Allocation, event: int) -> bool:
     return record.born <= event and (record.died is None or record.died > event)
-
-
-class _Resizes:
-    """Tells of UntypedStorage.resize_, by which ZeRO-3 and FSDP free and refill; it passes through no dispatch."""
-
-    def __init__(self, kind: Any, tell: Callable[[Any, int], None]) -> None:
-        original = kind.resize_
-
-        def resize_(storage: Any, size: int) -> Any:
-            result = original(storage, size)
-            try:
-                tell(storage, storage.nbytes())
-            except Exception:
-                return result  # an account that is a little wrong; the training must not know
-            return result
-
-        self._kind = kind
-        self._own = vars(kind).get("resize_")
-        self._replacement = resize_
-        kind.resize_ = resize_
-
-    def remove(self) -> None:
-        if vars(self._kind).get("resize_") is not self._replacement:
-            return  # somebody patched over us
-        if self._own is None:
-            del self._kind.resize_
-        else:
-            self._kind.resize_ = self._own
