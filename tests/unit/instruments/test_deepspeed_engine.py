@@ -108,6 +108,36 @@ def test_an_engine_that_never_steps_does_not_own_the_boundary(armed):
     assert len(rig.finish()["steps"]) == 1
 
 
+def test_the_highest_learning_rate_of_each_engine_is_recorded(armed):
+    rig, engine_type = armed
+    engine, other = engine_type(torch.nn.Linear(3, 1), accumulation=1), engine_type(torch.nn.Linear(3, 1))
+    engine.optimizer = engine.basic_optimizer
+    for rate in (0.0, 3e-4, 1e-4):
+        engine.optimizer.param_groups[0]["lr"] = rate
+        engine.step()
+    assert other is not None  # never stepped
+    facts = {row.key: row.value for row in rig.finish()["facts"]}
+    assert facts["deepspeed.lr"] == "0.0003"
+    assert "deepspeed.engine1.lr" not in facts
+
+
+def test_calls_of_deepspeeds_checkpointing_are_counted(arm):
+    rig = arm()
+    module = SimpleNamespace(checkpoint=lambda function, x: function(x), non_reentrant_checkpoint=None)
+    deepspeed = SimpleNamespace(DeepSpeedEngine=engine_class())
+    loop = torch.Tensor.backward.__closure__
+    loop = next(cell.cell_contents for cell in loop if isinstance(cell.cell_contents, TrainingLoop))
+    engines = EnginePhases(rig.recorder, loop)
+    original = module.checkpoint
+    engines.arm(deepspeed)
+    engines.arm_checkpointing(module)
+    deepspeed.DeepSpeedEngine(torch.nn.Linear(3, 1))
+    assert [module.checkpoint(abs, number) for number in (-1, 2)] == [1, 2]
+    facts = {row.key: row.value for row in rig.finish()["facts"]}
+    assert facts["deepspeed.checkpoint_calls"] == "2"
+    assert module.checkpoint is original
+
+
 def test_a_pipeline_engine_updates_without_step(armed):
     rig, engine_type = armed
     engine = engine_type(torch.nn.Linear(3, 1))
