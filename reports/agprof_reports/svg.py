@@ -27,8 +27,11 @@ _STROKES = {
     "fragmentation": "M0 6L6 0",
     "inputs": "M0 6L6 0M0 0L6 6",
     "unexplained": "M0 6L6 0",
+    "excess": "M0 6L6 0",
 }
 """Colours that are hatched, and how."""
+_EXCESS = "excess"
+"""Hatched over the colours: they stay to be seen."""
 _LONGEST_LABEL = 10
 """Characters; where one is longer, labels stand above their bars."""
 _LINE = 18
@@ -62,7 +65,7 @@ def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
     """Colour -> id of its pattern, one of its own in each drawing."""
     names = {name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES}
     if any(mark.begin != mark.end for bar in bars for mark in bar.marks):
-        names.add("unexplained")
+        names.add(_EXCESS)
     own = zlib.crc32(f"{description}{bars}".encode("utf-8", "replace"))
     return {name: f"h{own:08x}-{i}" for i, name in enumerate(sorted(names))}
 
@@ -70,11 +73,14 @@ def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
 def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
     if not hatches:
         return []
-    pattern = Markup(
-        '<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse">'
-        '<rect class="fill-{}" width="6" height="6"/><path class="hatch" d="{}"/></pattern>'
-    )
-    inside = [pattern.format(ident, name, _STROKES[name]) for name, ident in hatches.items()]
+    inside = [
+        Markup('<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse">{}{}</pattern>').format(
+            ident,
+            "" if name == _EXCESS else Markup('<rect class="fill-{}" width="6" height="6"/>').format(name),
+            Markup('<path class="hatch{}" d="{}"/>').format(" over" if name == _EXCESS else "", _STROKES[name]),
+        )
+        for name, ident in hatches.items()
+    ]
     return [Markup("<defs>"), *inside, Markup("</defs>")]
 
 
@@ -106,7 +112,7 @@ def _mark(mark: Mark, left: float, per_unit: float, hatches: Mapping[str, str]) 
         line = Markup('<line class="tick" x1="{0:.3f}%" x2="{0:.3f}%" y1="0" y2="100%">{1}</line>')
         return line.format(begin, title)
     area = Markup('<rect class="outlined" fill="url(#{})" x="{:.3f}%" width="{:.3f}%" height="100%">{}</rect>')
-    return area.format(hatches["unexplained"], begin, end - begin, title)
+    return area.format(hatches[_EXCESS], begin, end - begin, title)
 
 
 def _part(
