@@ -87,7 +87,8 @@ class _Reader:
         if not any(True for _ in module.parameters()):
             raise FunctionError("`module` has no parameters")
         changes = self._get("can_change", ())
-        if isinstance(changes, str) or not all(change in CHANGES for change in changes):
+        are_names = isinstance(changes, list | tuple | set | frozenset)
+        if not are_names or not all(change in CHANGES for change in changes):
             raise FunctionError(f"`can_change` is {shown(changes)}, not a list of {', '.join(CHANGES)}")
         return Planned(module, self._kinds(), self._job(module), frozenset(changes))
 
