@@ -24,7 +24,8 @@ INSTRUMENT = "oom"
 FACT = "oom"
 RESERVE_BYTES = 4 * 2**20
 MAX_ACCOUNTS = 3
-"""A loop that tries again with smaller batches meets many errors: of later ones only their number is kept."""
+"""A loop that tries again with smaller batches meets many errors: of later ones, and of later ones of a step, there is
+the fact alone."""
 MAX_ROOTS = 8
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -46,6 +47,7 @@ class OomWatch:
         self._last: tuple[int, int, int, str] | None = None
         self._last_span = -1
         self._fact: dict[str, Any] = {}
+        self._accounted: set[int] = set()
 
     def arm(self) -> None:
         self._reserve = mmap.mmap(-1, RESERVE_BYTES)
@@ -67,8 +69,11 @@ class OomWatch:
             self._count += 1
             self._fact = self._describe(error, told)
             self._write(uncaught)
-            if self._count <= MAX_ACCOUNTS:
-                # The fact was first: the account may fail for want of memory.
+            step = self._recorder.step
+            # One account per step: its rows are told from others by nothing else. The fact was first, for the account
+            # may fail for want of memory.
+            if len(self._accounted) < MAX_ACCOUNTS and step not in self._accounted:
+                self._accounted.add(step)
                 self._write_account()
         elif uncaught:
             self._write(uncaught)

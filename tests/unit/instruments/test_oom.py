@@ -178,7 +178,22 @@ def test_a_loop_that_tries_again_is_counted(watched: Any) -> None:
     told = facts(tables)
     assert [row["count"] for row in told] == [1, 2, 3, 4, 5]
     assert not any(row["uncaught"] for row in told)
-    assert len([row for row in tables["memory_parts"] if row.at == "oom" and row.part == "total"]) <= oom.MAX_ACCOUNTS
+    assert len([row for row in tables["memory_parts"] if row.at == "oom" and row.part == "total"]) == 1, "of one step"
+
+
+def test_accounts_of_several_steps_are_few(rig: Any) -> None:
+    asked = []
+
+    def account() -> Any:
+        asked.append(rig.recorder.step)
+        return [], []
+
+    OomWatch(rig.recorder, torch, account).arm()
+    for _ in range(6):
+        for _ in range(2):
+            rig.recorder.failing(MemoryError())
+        rig.recorder.end_step()
+    assert asked == list(range(oom.MAX_ACCOUNTS))
 
 
 def test_a_call_inside_the_handler_is_not_a_failure(watched: Any) -> None:
