@@ -10,6 +10,7 @@ from agprof.analysis import findings_repeats as repeats
 from agprof.analysis import findings_resources as resources
 from agprof.analysis import findings_time as time
 from agprof.analysis.evidence import Evidence
+from agprof.analysis.findings_memory import frozen_in_fp32
 from agprof.analysis.findings_output import much_output
 from agprof.analysis.findings_readbacks import readbacks
 from agprof.model.answers import Finding
@@ -31,6 +32,7 @@ FINDERS: tuple[Finder, ...] = (
     resources.optimizer_offload,
     resources.oversubscribed_threads,
     resources.memory_growth,
+    frozen_in_fp32,
     repeats.repeated_inputs,
     repeats.repeated_at_once,
     repeats.copied_items,

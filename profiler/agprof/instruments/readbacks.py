@@ -37,8 +37,8 @@ class Readbacks(StepPart):
         self._recorder = recorder
         self._torch = torch
         self._places = Places()
-        self._found: dict[tuple[str, str, str | None], list[int]] = {}
-        """(kind, place, package) -> calls, ns."""
+        self._found: dict[tuple[str, str, str | None], tuple[int, int | None]] = {}
+        """(kind, place, package) -> calls, ns or None where calls don't tell."""
         self._restore: list[Callable[[], None]] = []
         self._inside = threading.local()
         self._count = recorder.guard(INSTRUMENT, self._do_count)
@@ -83,9 +83,9 @@ class Readbacks(StepPart):
         asked = self._places.of(sys._getframe())
         if asked is None:
             return
-        entry = self._found.setdefault((kind, *asked), [0, 0])
-        entry[0] += 1
-        entry[1] += duration_ns or 0
+        calls, total_ns = self._found.get((kind, *asked), (0, 0))
+        known = None if duration_ns is None or total_ns is None else total_ns + duration_ns
+        self._found[kind, *asked] = calls + 1, known
 
     # -- methods, on a CPU -------------------------------------------------------------------------------------------
 

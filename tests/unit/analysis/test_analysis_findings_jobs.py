@@ -309,3 +309,28 @@ def test_a_range_in_all_steps_or_in_hardly_one_is_no_kind(steps: list[int], tmp_
 def test_without_a_range_the_phase_is_named(tmp_path: Path) -> None:
     finding = found(a_run(tmp_path, bimodal=True, steps=30))["bimodal-steps"]
     assert "in the forward pass" in finding.evidence
+
+
+# -- frozen parameters -------------------------------------------------------------------------------------------------
+
+
+def held(frozen_bytes: int, total: int, space: str = "device", at: str = "standing") -> dict[str, pl.DataFrame]:
+    common = {"step": 4, "at": at, "space": space, "detail": "", "source": "measured", "method": ""}
+    parts = {"part": "parameters", "detail": "frozen", "bytes": frozen_bytes, "elements": 1_000_000}
+    return {"memory_parts": frame("memory_parts", {**common, **parts}, {**common, "part": "total", "bytes": total})}
+
+
+def test_frozen_parameters_in_float32_on_a_gpu_are_named(tmp_path: Path) -> None:
+    findings = found(a_run(tmp_path, tables=held(4_000_000, 10_000_000)))
+    assert set(findings) == {"frozen-in-fp32"}
+    assert "1,000,000 parameters of rank 0" in findings["frozen-in-fp32"].evidence
+    assert "40 %" in findings["frozen-in-fp32"].evidence
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [held(2_000_000, 10_000_000), held(4_000_000, 100_000_000), held(4_000_000, 10_000_000, "host"),
+     held(4_000_000, 10_000_000, at="peak")],
+)  # fmt: skip
+def test_half_precision_little_of_all_or_host_memory_is_no_finding(tables: Any, tmp_path: Path) -> None:
+    assert found(a_run(tmp_path, tables=tables)) == {}

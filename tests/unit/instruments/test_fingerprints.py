@@ -78,3 +78,41 @@ def test_the_tensor_stays_as_it_is():
     with torch.no_grad():
         read(tensor)
     assert torch.equal(tensor, before) and tensor.grad is None and tensor.grad_fn is None
+
+
+class Event:
+    """Done when it is told so; whoever waits for it fails."""
+
+    done = False
+
+    def record(self):
+        self.recorded = True
+
+    def query(self):
+        return type(self).done
+
+    def synchronize(self):
+        raise AssertionError("nothing may be waited for")
+
+
+def test_checksums_of_a_device_are_read_when_its_event_says_so_and_not_before(monkeypatch):
+    class OnDevice(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+        def tolist(self):
+            raise AssertionError("this would wait for the device")
+
+    empty = torch.empty
+
+    def pageable(*args, pin_memory, **kwargs):
+        assert pin_memory
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "empty", pageable)
+    sums = torch.tensor([7, 8, 9]).as_subclass(OnDevice)
+    read = Fingerprints(torch)._reader(sums)
+    Event.done = False
+    assert read() is None
+    Event.done = True
+    assert read() == [7, 8, 9]

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from agprof.instruments.op_places import Operation
 from agprof.instruments.profile_step import ProfileStep
 from agprof.instruments.readbacks import Readbacks
 
@@ -141,3 +142,46 @@ def test_an_error_of_a_read_reaches_the_training_unchanged(rig):
 
     (row,) = run(rig, wrong)
     assert row.calls == 1
+
+
+# -- on a device, which these tests have none of: operations as they would be seen ----------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = torch.device("cuda", 0)
+
+
+def on_device(*size):
+    return torch.zeros(*size).as_subclass(OnDevice)
+
+
+def kind_of(rig, function, args, result, **kwargs):
+    operation = Operation(function, args, kwargs)
+    operation.result = result
+    return Readbacks(rig.recorder, torch)._kind(operation)
+
+
+def test_copies_from_the_device_are_told_from_those_to_it_and_from_those_not_waited_for(rig):
+    aten, here, there = torch.ops.aten, torch.zeros(2), on_device(2)
+    assert kind_of(rig, aten._to_copy.default, (there,), here) == "copy"
+    assert kind_of(rig, aten.copy_.default, (here, there), here) == "copy"
+    assert kind_of(rig, aten._to_copy.default, (here,), there) is None
+    assert kind_of(rig, aten._to_copy.default, (there,), there) is None
+    assert kind_of(rig, aten._to_copy.default, (here,), here) is None
+    assert kind_of(rig, aten._to_copy.default, (there,), here, non_blocking=True) is None
+    assert kind_of(rig, aten.copy_.default, (here, there, True), here) is None
+
+
+def test_indices_wait_only_when_they_are_a_mask(rig):
+    index = torch.ops.aten.index.Tensor
+    assert kind_of(rig, index, (on_device(4), [None, torch.zeros(4, dtype=torch.bool)]), on_device(2)) == "size"
+    assert kind_of(rig, index, (on_device(4), [torch.zeros(4, dtype=torch.long)]), on_device(4)) is None
+
+
+def test_a_time_that_is_not_known_of_one_call_is_not_known_of_the_sum(rig):
+    readbacks = Readbacks(rig.recorder, torch)
+    for duration_ns in (5, None, 7):
+        readbacks._do_count("item", duration_ns)
+    assert list(readbacks._found.values()) == [(3, None)]
