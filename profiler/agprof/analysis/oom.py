@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from agprof.analysis.oom_evidence import Killed, Noticed, first_noticed, killed, limit_words, noticed
 from agprof.analysis.oom_fit import would_fit
-from agprof.analysis.ranks import last_seen
+from agprof.analysis.ranks import last_seen, where_it_ended
 from agprof.analysis.view import View
 from agprof.model.format import format_value, percent
 from agprof.model.memory_answers import AllocationRow, MemoryAccount, OomAnswer, Space
@@ -113,7 +113,7 @@ def _by_kernel(view: View, kill: Killed, accounts: Sequence[MemoryAccount], stat
     of_rank = [a for a in accounts if a.space == "host" and (rank is None or a.rank == rank)]
     account = next((a for a in of_rank if a.at == "peak"), None)
     return OomAnswer(
-        sentence=_kernel_sentence(kill, step),
+        sentence=_kernel_sentence(kill, where_it_ended(view, rank) if rank is not None else ""),
         rank=rank,
         space="host",
         error=kill.why,
@@ -129,9 +129,8 @@ def _by_kernel(view: View, kill: Killed, accounts: Sequence[MemoryAccount], stat
     )
 
 
-def _kernel_sentence(kill: Killed, step: int | None) -> str:
+def _kernel_sentence(kill: Killed, where: str) -> str:
     limit = limit_words(kill.limit, kill.limit_bytes)
-    at = f" at step {step}" if step is not None else ""
     if kill.rank is None:
         if kill.certainty == "known":
             return (
@@ -140,5 +139,5 @@ def _kernel_sentence(kill: Killed, step: int | None) -> str:
             )
         return f"The job was killed, likely by the kernel, out of memory{limit}: {kill.why}."
     if kill.certainty == "known":
-        return f"Rank {kill.rank} was killed by the kernel{at}: out of memory{limit}."
-    return f"Rank {kill.rank} was killed{at}, likely by the kernel, out of memory{limit}: {kill.why}."
+        return f"Rank {kill.rank} was killed by the kernel {where}: out of memory{limit}."
+    return f"Rank {kill.rank} was killed {where}, likely by the kernel, out of memory{limit}: {kill.why}."
