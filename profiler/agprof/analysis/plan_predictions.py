@@ -27,8 +27,11 @@ def predict(
 ) -> tuple[Prediction, ...]:
     """Rows for the report: parameters, FLOPs of the profile step of rank 0, and memory at the highest peak of a rank.
 
-    On a CPU the plan's device is the host, so both of a rank's spaces are added up on either side.
+    On a CPU the plan's device is the host, so both of a rank's spaces are added up on either side. A plan that was made
+    of a run's own account predicts nothing.
     """
+    if plan.basis == "run":
+        return ()
     return tuple(_predictions(plan, compute, accounts))
 
 

@@ -8,11 +8,12 @@ from agprof.model.format import format_value
 from agprof.model.memory_answers import MemoryAccount, ZeroRow
 from agprof.model.plan_answers import GPU_SIZES_GB, PLAN_VERSION, ModelSize, PlanAnswer, PlanPart, PlanRow, Varied
 
-STATE_PARTS = ("parameters", "gradients", "master_weights", "optimizer_states")
+BESIDE_STATES = ("activations", "temporary", "inputs", "kv_cache")
+"""Parts that another ZeRO stage would not change. Communication buckets it would, and the formulas leave them out."""
 NOT_SCALED = (
     "the workload names no model function (`plan.model`), so this plan is made of the run's own account: ZeRO's "
-    "formulas with the activations that the run had; micro-batch, sequence length, checkpointing and LoRA can't be "
-    "varied (docs/plan.md says how to name a model function)"
+    "formulas, which leave communication buckets out, with the activations that the run had; micro-batch, sequence "
+    "length, checkpointing and LoRA can't be varied (docs/plan.md says how to name a model function)"
 )
 
 
@@ -28,7 +29,7 @@ def plan_of_run(workload: str, answers: RunAnswers) -> PlanAnswer:
         )
     account = max(peaks, key=lambda one: one.total.value or 0.0)
     flops = _flops(compute)
-    beside = sum(part.bytes for part in account.parts if part.part not in STATE_PARTS) + account.unexplained_bytes
+    beside = sum(part.bytes for part in account.parts if part.part in BESIDE_STATES)
     written = _row("as written", "as written, as measured", _measured_parts(account), None, int(trainable), flops)
     rows = tuple(
         _row(
@@ -127,8 +128,8 @@ def _formula_parts(row: ZeroRow) -> tuple[PlanPart, ...]:
 
 
 def _beside(amount: float, account: MemoryAccount) -> PlanPart:
-    method = f"as measured in rank {account.rank}: all but parameters, gradients and the optimizer's states"
-    return PlanPart(part="activations", space="device", bytes=max(0.0, amount), method=method)
+    method = f"as measured in rank {account.rank}: activations, temporary tensors and inputs"
+    return PlanPart(part="activations", space="device", bytes=amount, method=method)
 
 
 def _flops(compute: ComputeAnswer) -> tuple[float, float, float]:

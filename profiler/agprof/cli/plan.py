@@ -152,8 +152,9 @@ def _print(planned: "PlanAnswer", console: "Console") -> None:
         console.width = MIN_WIDTH  # a file is not 80 columns wide
     console.print(_printable(planned.sentence), markup=False, soft_wrap=True)
     console.print()
-    console.print(_micro_steps(planned))
-    console.print()
+    if planned.micro_steps:
+        console.print(_micro_steps(planned))
+        console.print()
     console.print(_rows(planned))
     console.print()
     if planned.predictions:
@@ -192,7 +193,7 @@ def _rows(planned: "PlanAnswer") -> object:
                 format_value(row.device_bytes, "bytes"),
                 format_value(row.host_bytes, "bytes") if row.host_bytes else "–",
                 f"{row.trainable_params:,}",
-                format_value(row.forward_flops + row.backward_flops, "FLOP"),
+                format_value(flops, "FLOP") if (flops := row.forward_flops + row.backward_flops) else "–",
                 format_value(row.recomputed_flops, "FLOP") if row.recomputed_flops else "–",
                 fits,
             )

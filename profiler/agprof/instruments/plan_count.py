@@ -121,16 +121,20 @@ class _Activations:
         self._gradient_bytes = sum(self._gradients.values())
 
     def listen(self, operation: Operation) -> None:
-        for storage in _storages([operation.args, operation.kwargs]):
-            if storage._cdata not in self._known:
-                self._known.add(storage._cdata)
-                self.input_bytes += storage.nbytes()
-        self._known.update(storage._cdata for storage in _storages(operation.result))
+        if operation.in_pass in ("forward", "outside"):
+            self._look_for_inputs(operation)
         live = self._tracker.live_bytes - self._gradient_bytes
         if live > self.peak_bytes:
             self.peak_bytes = live
             path = self._paths.get(id(operation.module), "")
             self.peak_at = f"{operation.in_pass} in {path}" if path else operation.in_pass
+
+    def _look_for_inputs(self, operation: Operation) -> None:
+        for storage in _storages([operation.args, operation.kwargs]):
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.input_bytes += storage.nbytes()
+        self._known.update(storage._cdata for storage in _storages(operation.result))
 
 
 def _storages(values: Any) -> Iterator[Any]:

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from agprof.analysis.plan import CONTEXT_BYTES, make_plan, needed_bytes
 from agprof.analysis.plan_memory import peak_memory, with_job
 from agprof.analysis.plan_predictions import nearest_mix, predict
+from agprof.analysis.plan_run import plan_of_run
+from agprof.errors import ConfigError
 from agprof.model.figure import Figure
 from agprof.model.memory_answers import MemoryAccount, MemoryPart
 from agprof.model.plan_answers import ModelSize
 from agprof.model.plan_json import plan_from_dict, plan_to_dict
 from agprof.model.plan_measure import Job, MeasuredKind, Scenario
+from sample_answers import sample_answers
 
 MILLION = 1_000_000
 JOB = Job(
@@ -285,3 +288,37 @@ def test_prediction_and_measurement_stand_side_by_side() -> None:
     assert rows["parameters at the peak"].measured is None
     assert rows["parameters at the peak"].ratio is None
     assert predict(plan, None, []) == ()
+
+
+# -- from a run alone ------------------------------------------------------------------------------------------------
+
+
+def run_answers(params: float | None = 1000.0, peak: bool = True) -> Any:
+    answers = sample_answers()
+    figure = Figure(value=params, unit="1", source="counted", n=1, reason=None if params else "not seen")
+    held = account(10_000.0, parameters=4000.0, activations=3000.0, buckets=2000.0, inputs=500.0)
+    return replace(
+        answers,
+        compute=replace(answers.compute, params=figure, trainable_params=figure),
+        memory=replace(answers.memory, accounts=(held,) if peak else ()),
+    )
+
+
+def test_without_a_model_function_the_runs_own_account_is_the_plan() -> None:
+    answers = run_answers()
+    plan = plan_of_run("job", answers)
+    assert plan.basis == "run"
+    assert plan.as_written.device_bytes == 9500.0, "all measured parts"
+    assert len(plan.rows) == len(answers.memory.zero) > 0
+    for row, formula in zip(plan.rows, answers.memory.zero, strict=True):
+        assert row.device_bytes == formula.device_total + 3500.0, "activations and inputs as measured, no buckets"
+        assert row.host_bytes == formula.host_total
+    assert "can't be varied" in plan.notes[0]
+    assert plan_from_dict(json.loads(json.dumps(plan_to_dict(plan)))) == plan
+    assert predict(plan, answers.compute, answers.memory.accounts) == (), "it would be compared with itself"
+
+
+@pytest.mark.parametrize("answers", [run_answers(params=None), run_answers(peak=False)])
+def test_a_run_that_measured_too_little_gives_no_plan(answers: Any) -> None:
+    with pytest.raises(ConfigError, match=r"plan: \{model: package\.module:function\}"):
+        plan_of_run("job", answers)
