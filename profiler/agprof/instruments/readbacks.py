@@ -45,6 +45,7 @@ class Readbacks(StepPart):
 
     def begin(self, step: int, watch: OpWatch) -> None:
         self._found.clear()
+        self._places = Places()  # only now is it known what the job was started as
         watch.listeners.append(self._recorder.guard(INSTRUMENT, self._listen))
         if not self._torch.cuda.is_initialized():
             self._stand_in()

@@ -179,7 +179,9 @@ def test_a_line_or_two_a_step_is_no_finding(facts: dict[str, Any], tmp_path: Pat
 # -- the DeepSpeed JSON ------------------------------------------------------------------------------------------------
 
 
-def with_config(path: Path, config: Mapping[str, Any], facts: Mapping[str, Any] | None = None, **options: Any) -> Any:
+def with_config(
+    path: Path, config: Mapping[str, Any], facts: Mapping[str, Any] | None = None, **options: Any
+) -> dict[str, Finding]:
     return found(a_run(path, {"deepspeed.config": config, **(facts or {})}, **options))
 
 
