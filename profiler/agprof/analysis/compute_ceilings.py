@@ -77,6 +77,8 @@ def find_ceilings(view: View, facts: Mapping[str, Any], dtypes: Iterable[str], m
 def _why_no_datasheet(device_type: str, name: str, peak: DevicePeak | None, dtype: str | None) -> str:
     key = SHORT.get(dtype or "", "bf16")
     how = f"give the figure of its data sheet in the workload file: `peak: {{tflops: {{{key}: ...}}}}`"
+    if dtype is None and peak is not None:
+        return "the element type that the run computed in is not known"
     if device_type == "cpu":
         return f"there is no table of CPUs' peaks: {how}"
     if not name:
@@ -87,6 +89,8 @@ def _why_no_datasheet(device_type: str, name: str, peak: DevicePeak | None, dtyp
 
 
 def _why_no_measured(measured: MeasuredCeiling | None, facts: Mapping[str, Any], dtype: str | None) -> str:
+    if measured is not None and dtype is None:
+        return "the element type that the run computed in is not known"
     if measured is not None:
         return f"`agprof peak` could not measure {dtype} on this device"
     threads = facts.get("omp_num_threads")
