@@ -4,10 +4,10 @@ from pathlib import Path
 
 from agprof.model.format import format_value
 from agprof.model.outcome import HostMemory
-from agprof.store.memory_limits import ROOT, Kills, read_kills, read_limit
+from agprof.store.memory_limits import Kills, read_kills, read_limit
 
 
-def since(before: Kills, root: Path = ROOT) -> HostMemory:
+def since(before: Kills, root: Path | None = None) -> HostMemory:
     """What happened since `before` was read. A counter that is not there now, or was not then, gives None."""
     now, limit = read_kills(root), read_limit(root)
     return HostMemory(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+"""Where /proc and /sys are, unless a test says otherwise."""
 _NO_LIMIT = 2**60
 """cgroup v1 says `no limit` by the largest number of pages."""
 
@@ -31,8 +32,9 @@ class Kills:
     """Of the whole machine, or virtual machine."""
 
 
-def read_limit(root: Path = ROOT) -> Limit | None:
+def read_limit(root: Path | None = None) -> Limit | None:
     """The cgroup's limit (the lowest of it and those above), or the machine's memory where that is less."""
+    root = root or ROOT
     found = [Limit(size, "cgroup") for folder in _up_from(cgroup(root)) if (size := _cgroup_limit(folder)) is not None]
     total = _fields(root / "proc/meminfo").get("MemTotal:")
     if total is not None:
@@ -40,8 +42,9 @@ def read_limit(root: Path = ROOT) -> Limit | None:
     return min(found, key=lambda limit: limit.bytes, default=None)
 
 
-def read_kills(root: Path = ROOT) -> Kills:
+def read_kills(root: Path | None = None) -> Kills:
     """The counters as they stand now."""
+    root = root or ROOT
     folder = cgroup(root)
     in_cgroup = None
     if folder is not None:
@@ -51,8 +54,9 @@ def read_kills(root: Path = ROOT) -> Kills:
     return Kills(in_cgroup, _fields(root / "proc/vmstat").get("oom_kill"))
 
 
-def cgroup(root: Path = ROOT) -> tuple[Path, Path] | None:
+def cgroup(root: Path | None = None) -> tuple[Path, Path] | None:
     """(folder of this process's memory cgroup, where its hierarchy is mounted); None where there is none to see."""
+    root = root or ROOT
     mounts = root / "sys/fs/cgroup"
     for hierarchy, controllers, path in _memberships(root):
         if "memory" in controllers:

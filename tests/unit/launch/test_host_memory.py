@@ -1,5 +1,7 @@
 """The kernel on host memory, its limits and kills: from files of cgroup v1 and v2 as they look in real life."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,49 @@ def test_an_outcome_keeps_it() -> None:
     old = outcome.to_dict()
     del old["memory"]
     assert Outcome.from_dict(old).memory is None
+
+
+def test_a_rank_that_is_killed_while_the_counter_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way from a launcher to outcome.json: the counter is a file of this test, the kill is real."""
+    from agprof.analysis.oom_evidence import killed
+    from agprof.analysis.view import prepare
+    from agprof.launch.execute import execute
+    from agprof.launch.plan import LaunchPlan
+    from agprof.store import layout, memory_limits
+    from agprof.store.reader import read_run
+
+    root, run = tmp_path / "root", tmp_path / "run"
+    (run / layout.RANKS).mkdir(parents=True)
+    v2(root, kills=3)
+    monkeypatch.setattr(memory_limits, "ROOT", root)
+    events = root / "sys/fs/cgroup/user.slice/job.scope/memory.events"
+    # The rank is killed when the supervisor has had time to find it, as the kernel does: without a word.
+    rank = (
+        "import os, pathlib, time; time.sleep(1.5); "
+        f"pathlib.Path({str(events)!r}).write_text('oom 4\\noom_kill 4\\n'); os.kill(os.getpid(), 9)"
+    )
+    launcher = (
+        "import os, subprocess, sys; "
+        "rank = {**os.environ, 'RANK': '0', 'LOCAL_RANK': '0'}; "
+        "p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], env=rank); "
+        "sys.exit(1 if p.wait() else 0)"
+    )
+    plan = LaunchPlan(
+        launcher="torchrun",
+        argv=(sys.executable, "-c", launcher, rank),
+        env={**os.environ, "AGPROF_RUN_DIR": str(run)},
+        env_added={},
+        cwd=run,
+        ranks=1,
+        master_port=1,
+        sampler_argv=None,
+    )
+    outcome = execute(plan, run)
+    assert outcome.memory == HostMemory(limit_bytes=8 * GIB, limit="cgroup", cgroup_kills=1, host_kills=0)
+    assert "the kernel killed a process of the job's cgroup for want of memory during the run (limit 8.00 GiB)" in (
+        outcome.notes
+    )
+    (run / layout.MANIFEST).write_text("{}")
+    found = killed(prepare(read_run(run)))
+    assert found is not None
+    assert (found.rank, found.certainty, found.limit_bytes) == (0, "known", 8 * GIB)
