@@ -12,6 +12,8 @@ from agprof.model.format import percent
 
 MIN_SHARE = 0.01
 """Of the step's FLOPs that could go: less is not worth a word."""
+MIN_REPEATED = 0.1
+"""Of a module's calls: a data set's second epoch brings single inputs again."""
 _MOST_NAMED = 3
 _LONGEST_NAME = 80
 
@@ -112,7 +114,11 @@ Share = Callable[[Frozen], float]
 
 def _worth(evidence: Evidence, share: Share) -> list[Frozen]:
     """Modules of which FLOPs could go, most first."""
-    rows = [row for row in frozen_modules(evidence) if share(row) * row.flops_share >= MIN_SHARE]
+    rows = [
+        row
+        for row in frozen_modules(evidence)
+        if share(row) >= MIN_REPEATED and share(row) * row.flops_share >= MIN_SHARE
+    ]
     return sorted(rows, key=lambda row: (-share(row) * row.flops_share, row.path))
 
 
