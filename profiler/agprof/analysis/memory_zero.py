@@ -94,8 +94,8 @@ def formula_bytes(states: ModelStates, moment: Moment, space: Space, *, is_cpu: 
     """Bytes by part where there is a formula. On a CPU the device is the host: both are one space."""
     held = held_memory(states, moment)
     told = {name: _in_space(held, name, space, is_cpu=is_cpu) for name in PARTS}
-    if states.framework in ("ddp", "plain") and moment == "standing":
-        del told["gradients"]  # whether they are gone is the training loop's choice
+    if states.framework == "fsdp2" and moment != "standing":
+        del told["parameters"], told["gradients"]  # how much is whole just then is not known
     keep = {name: value for name, value in told.items() if value or name in MODEL_STATES}
     if space == "host" and not is_cpu:
         keep = {name: value for name, value in keep.items() if value}

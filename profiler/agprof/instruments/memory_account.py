@@ -26,6 +26,7 @@ GENERATE = "generate"
 """The range that instruments.rlhf opens around generate."""
 ALLOCATED, GENERATION = "allocated", "generation"
 MAX_TEXT = 4000
+REDUCER = "ddp reducer"
 MAX_ASKED = 64
 """Tensors without an owner, the largest, whose holders are looked for."""
 METHODS = {
@@ -165,13 +166,15 @@ class MemoryAccount(StepPart):
 
     def _write_parts(self, at: str, records: list[Allocation], totals: Iterable[Total], tracker: MemoryTracker) -> None:
         append = self._recorder.writer.rows("memory_parts")
-        buckets = reducer_bytes(self._owners) if self._owners is not None else 0
+        # DDP's buckets are C++ objects; those that a collective has shown to Python are among the records.
+        shown = sum(record.bytes for record in records if record.detail == REDUCER)
+        buckets = reducer_bytes(self._owners) - shown if self._owners is not None else 0
         for row in part_rows(self._step, at, records, totals, tracker):
             append(row)
-        if buckets:
-            how = "as many bytes as the trained parameters have: DDP's buckets are seen by no Python object"
+        if buckets > 0:
+            how = "as many bytes as the trained parameters have: these of DDP's buckets are seen by no Python object"
             space = "device" if self._torch.cuda.is_initialized() else "host"
-            append((self._step, at, space, "buckets", "ddp reducer", buckets, None, "modelled", how))
+            append((self._step, at, space, "buckets", REDUCER, buckets, None, "modelled", how))
 
     def _write_copies(self) -> None:
         copied = self._totals.copied_bytes
@@ -236,6 +239,7 @@ def _include_all(tracker: MemoryTracker, *, asks_holders: bool = True) -> Owners
             tracker.include(tensor, "activations", "left of the step before", type(tensor).__name__)
         elif tracker.include(tensor, UNEXPLAINED, "", type(tensor).__name__):
             unknown.append(tensor)
+    _mark_reducer(tracker, unknown, reducer_bytes(owners))
     if asks_holders:
         unknown.sort(key=lambda tensor: tensor.numel() * tensor.element_size(), reverse=True)
         del unknown[MAX_ASKED:]
@@ -243,6 +247,15 @@ def _include_all(tracker: MemoryTracker, *, asks_holders: bool = True) -> Owners
             if holder is not None:
                 tracker.mark(tensor, "inputs", "held by the job", holder)
     return owners
+
+
+def _mark_reducer(tracker: MemoryTracker, unknown: list[Any], size: int) -> None:
+    """Flat tensors that nobody else owns are DDP's buckets, as far as these go."""
+    for tensor in unknown if size else ():
+        taken = tensor.numel() * tensor.element_size()
+        if tensor.dim() == 1 and taken <= size:
+            tracker.mark(tensor, "buckets", REDUCER, "bucket")
+            size -= taken
 
 
 def part_rows(

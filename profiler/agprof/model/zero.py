@@ -180,7 +180,7 @@ def paper_memory(states: ModelStates) -> StateBytes:
 def held_memory(states: ModelStates, moment: Moment = "standing") -> StateBytes:
     """What the framework really allocates on a rank at `moment`, under the default options not named in `states`."""
     if states.framework in ("ddp", "plain"):
-        return _replicated(states, moment)
+        return _replicated(states)
     if states.framework == "fsdp2":
         return _fsdp2(states, moment)
     if states.stage == 0:
@@ -217,12 +217,12 @@ def _whole_parameters(states: ModelStates) -> float:
     return states.trainable * states.parameter_bytes + states.frozen * states.frozen_element_bytes
 
 
-def _replicated(states: ModelStates, moment: Moment) -> StateBytes:
-    """DDP and plain training. Standing gradients are counted as gone: torch's default sets them to None."""
+def _replicated(states: ModelStates) -> StateBytes:
+    """DDP and plain training, at any moment: a step ends with the update, before the loop sets gradients to None."""
     gradients = states.trainable * states.parameter_bytes
     return StateBytes(
         parameters=Bytes(_whole_parameters(states)),
-        gradients=NOTHING if moment == "standing" else Bytes(gradients),
+        gradients=Bytes(gradients),
         optimizer_states=Bytes(states.trainable * states.optimizer_bytes),
         # torch/csrc/distributed/c10d/reducer.cpp: buckets stay, and are copies unless gradient_as_bucket_view
         buckets=Bytes(gradients) if states.framework == "ddp" else NOTHING,
@@ -230,12 +230,15 @@ def _replicated(states: ModelStates, moment: Moment) -> StateBytes:
 
 
 def _fsdp2(states: ModelStates, moment: Moment) -> StateBytes:
-    """torch.distributed.fsdp.fully_shard: parameters, gradients and states in shards; a group at a time is whole."""
+    """torch.distributed.fsdp.fully_shard: parameters, gradients and states in shards; a group at a time is whole.
+
+    Gradients stand as with DDP.
+    """
     shard = states.trainable / states.ranks
     inside = 0 if moment == "standing" else (states.gathered or 0)
     return StateBytes(
         parameters=Bytes(_whole_parameters(states) / states.ranks + inside * states.parameter_bytes),
-        gradients=NOTHING if moment == "standing" else Bytes(shard * states.parameter_bytes),
+        gradients=Bytes(shard * states.parameter_bytes),
         optimizer_states=Bytes(shard * states.optimizer_bytes),
     )
 
