@@ -16,7 +16,7 @@ from agprof.analysis.view import View
 from agprof.model.compute_answers import ComputeAnswer
 from agprof.model.figure import Curve, Figure
 from agprof.model.format import format_value
-from agprof.model.memory_answers import MemoryAccount, MemoryAnswer, RankMemory, Space
+from agprof.model.memory_answers import AllocationRow, MemoryAccount, MemoryAnswer, RankMemory, Space
 from agprof.model.zero import Moment
 
 MAX_POINTS = 2000
@@ -48,7 +48,7 @@ def analyse_memory(view: View, compute: ComputeAnswer | None = None) -> MemoryAn
     told_of = view.tables["allocations"]["rank"].unique().sort().to_list()[:1]
     allocations = allocation_rows(view, (highest.rank,) if highest is not None else tuple(told_of))
     return MemoryAnswer(
-        sentence=" ".join(filter(None, (_sentence(kind, ranks, peak), account_sentence(accounts)))),
+        sentence=" ".join(filter(None, (_sentence(kind, ranks, peak, allocations), account_sentence(accounts)))),
         kind=kind,
         peak=peak,
         ranks=ranks,
@@ -123,8 +123,12 @@ def _peak(kind: Kind, ranks: tuple[RankMemory, ...]) -> Figure:
     )  # fmt: skip
 
 
-def _sentence(kind: Kind, ranks: tuple[RankMemory, ...], peak: Figure) -> str:
+def _sentence(kind: Kind, ranks: tuple[RankMemory, ...], peak: Figure, allocations: tuple[AllocationRow, ...]) -> str:
     if peak.value is None:
+        if allocations:
+            return (
+                "No memory was read at the borders of phases; a memory snapshot lists the largest blocks at its peak."
+            )
         return "No memory was read."
     top = next(rank for rank in ranks if rank.peak.value == peak.value)
     what = "Device memory" if kind == "device" else "Resident memory"

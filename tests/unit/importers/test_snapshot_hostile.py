@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import pickletools
+import random
 import resource
 import struct
 import subprocess
@@ -336,3 +337,49 @@ def test_archives_in_archives_end_somewhere(tmp_path: Path, capsys: pytest.Captu
         main(["import", str(tmp_path / "deep.zip"), "--out", str(tmp_path / "run"), "--plain"])
     assert caught.value.code == 5
     assert "archives" in capsys.readouterr().err
+
+
+# -- the machine itself ------------------------------------------------------------------------------------------------
+
+PLAIN = [
+    b"(", b"N", b"\x88", b"K\x05", b"M\x01\x02", b"J\xff\xff\xff\xff", b"\x8a\x01\x05", b"G" + b"\0" * 8, b"\x8c\x01a",
+    b"X\x02\0\0\0bc", b"C\x01x", b"]", b"e", b"a", b"l", b"}", b"u", b"s", b"d", b")", b"t", b"\x85", b"\x86", b"\x87",
+    b"q\x01", b"\x94", b"h\x00", b"h\x01", b"j\0\0\0\0", b".",
+]  # fmt: skip
+
+
+def test_what_is_taken_is_what_the_standard_library_takes() -> None:
+    """Programs by chance: refused with a word of ours, or the very value that `pickle` gives. Never another error."""
+    chance = random.Random(1)
+    values = 0
+    for _ in range(60_000):
+        program = (
+            chance.choice(PLAIN) if chance.random() < 0.97 else bytes([chance.randrange(256)])
+            for _ in range(chance.randrange(1, 25))
+        )
+        data = b"\x80\x04" + b"".join(program)
+        try:
+            value = load_plain(data, max_memory_bytes=MIB)
+        except (PickleRefusedError, UnicodeDecodeError):
+            continue
+        try:
+            expected = pickle.loads(data)
+        except (pickle.UnpicklingError, ValueError):
+            continue  # a frame's length, which is only a hint to us, is one that the standard library insists on
+        assert repr(value) == repr(expected)
+        values += 1
+    assert values > 500
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_plain_value(protocol: int) -> None:
+    value = {
+        "segments": [{"blocks": [], "id": (0, 0), "one": (1,), "three": (1, 2, 3), "four": (1, 2, 3, 4)}],
+        "numbers": [0, 255, 256, 65_535, 65_536, -1, -(2**31), 2**31, 2**63, -(2**63), 2**100, 1.5, float("inf")],
+        "texts": ["", "é", "\ud800", "a" * 300, "日本" * 40_000],
+        "bytes": [b"", b"x" * 255, b"x" * 70_000] if protocol > 2 else [],
+        "others": [None, True, False, (), {}, []],
+        "many": list(range(3000)),
+        "shared": [["x"]] * 300,
+    }
+    assert load_plain(pickle.dumps(value, protocol=protocol), max_memory_bytes=64 * MIB) == value
