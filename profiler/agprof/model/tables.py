@@ -282,7 +282,8 @@ REPEATS = table(
     "repeats",
     "rank",
     "Frozen modules that were given inputs they had been given before, over the profile step and those after it in "
-    "which this was looked at. Only outermost frozen modules are looked at; inputs are compared by checksums of 64 bits.",
+    "which this was looked at. Only outermost frozen modules are looked at; inputs are compared by checksums of 64 "
+    "bits.",
     ("first_step", "int", "first optimizer step looked at"),
     ("last_step", "int", "last"),
     ("root", "int", "tree, as in `modules`"),
@@ -293,7 +294,7 @@ REPEATS = table(
     (
         "repeated_items_share",
         "float?",
-        "mean share of the items in a call's batch that equal another item of the same call",
+        "share of the items in the batches of its calls in the profile step that equal an earlier item of their call",
     ),
     ("forward_ns_per_call", "int?", "median host time of a call; None where a device works meanwhile"),
     ("unverified_calls", "int?", "calls whose inputs were too large or of a kind that is not compared; not repeated"),
