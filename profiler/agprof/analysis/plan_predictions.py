@@ -140,8 +140,12 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount], mix: tuple[floa
         name = _TOGETHER.get(planned_part.part, planned_part.part)
         planned[name] = planned.get(name, 0.0) + planned_part.bytes
     for name, label in _COMPARED.items():
-        if max(planned.get(name, 0.0), found.get(name, 0.0)) >= WORTH_A_ROW * measured[rank]:
-            yield _row(f"{label} at the peak", "bytes", planned.get(name, 0.0), found.get(name), where)
+        there, planned_bytes = found.get(name, 0.0), planned.get(name, 0.0)
+        if there >= WORTH_A_ROW * measured[rank]:
+            yield _row(f"{label} at the peak", "bytes", planned_bytes, there, where)
+        elif planned_bytes >= WORTH_A_ROW * measured[rank]:
+            note = f"{where}, at which there were none"
+            yield _row(f"{label} at the peak", "bytes", planned_bytes, None, note)
 
 
 def _spared_by_chance(plan: PlanAnswer, mix: tuple[float, ...] | None) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agprof_workloads.anomalygpt import deepspeed_config
 from agprof_workloads.anomalygpt import model as parts
-from agprof_workloads.anomalygpt.build import CHECKPOINT_OPTIONS, build_model
+from agprof_workloads.anomalygpt.build import CHECKPOINT_OPTIONS, DTYPES, build_model
 from agprof_workloads.anomalygpt.data import KEPT_TURNS, Batch
 from agprof_workloads.anomalygpt.miniature import ABOUT, CLASSES
 from agprof_workloads.anomalygpt.prompts import (
@@ -54,6 +54,8 @@ def model(arguments: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
     checkpointing = asked.get("checkpointing", False)
 
     module = build_model(options, torch.device("meta"), lambda _line: None)
+    if options.framework == "deepspeed":
+        module = module.to(DTYPES[options.dtype])  # DeepSpeed does; peft keeps its adapters in fp32
     parts.choose_trainable(module, trained)
     module.train()
     if checkpointing:
