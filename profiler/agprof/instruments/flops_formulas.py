@@ -89,7 +89,7 @@ class Formulas:
 def _looks_countable(function: Any) -> bool:
     namespace, _, name = str(function).partition(".")
     marks = _LOOKS_COUNTABLE if namespace in ("aten", "prims", "mkldnn") else _LOOKS_COUNTABLE_ELSEWHERE
-    return any(mark in (name or namespace) for mark in marks)
+    return not name.startswith("upsample_") and any(mark in (name or namespace) for mark in marks)
 
 
 def _own(torch: Any) -> dict[Any, Callable[..., int]]:

@@ -169,6 +169,12 @@ def _mode_class() -> Any:
     class OpMode(TorchDispatchMode):
         supports_higher_order_operators = True
 
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """torch would import its compiler at the first operation, to keep it out of this mode. No compiled job comes
+            here."""
+            return False
+
         def __init__(self, watch: OpWatch) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             self.watch: OpWatch | None = watch
