@@ -120,7 +120,7 @@ def tiny_buckets(evidence: Evidence) -> Finding | None:
         key="tiny-buckets",
         title=f"Gradients go out in {calls:.3g} pieces a step: reduce_bucket_size is {bucket:,.0f} elements",
         evidence=(
-            f"{trained:,.0f} trained parameters are cut into buckets of at most {format_value(widest, 'bytes')}: "
+            f"{trained:,.0f} trained parameters go out in messages of at most {format_value(widest, 'bytes')}: "
             f"{calls / rounds:.3g} reductions where {merged / rounds:.3g} would do"
             f"{f', in each of {rounds:.0f} micro-steps' if rounds > 1 else ''}. They take "
             f"{format_value(time_ns, 'ns')} a step, most of it {describe(top)}."
