@@ -171,8 +171,7 @@ def _mode_class() -> Any:
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            """torch would import its compiler at the first operation, to keep it out of this mode. No compiled job comes
-            here."""
+            """torch would import its compiler at the first operation, to keep it out of this mode."""
             return False
 
         def __init__(self, watch: OpWatch) -> None:

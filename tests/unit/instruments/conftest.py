@@ -15,6 +15,7 @@ import torch
 from rank_streams import Tables, read
 from torch.nn.modules import module as module_code
 from torch.optim import optimizer as optimizer_code
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.data import dataloader
 
 from agprof.instruments import api, bootstrap
@@ -105,6 +106,7 @@ def nothing_left_behind() -> Iterator[None]:
     before = patched_objects()
     yield
     assert not changes(before, patched_objects())
+    assert _get_current_dispatch_mode_stack() == []
 
 
 @pytest.fixture
