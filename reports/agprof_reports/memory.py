@@ -90,7 +90,7 @@ def account_sentence(account: MemoryAccount) -> str:
         if rest < 0:
             words += f"; the parts say {_percent(-rest / total)} more than was measured"
         else:
-            words += f"; {_percent(rest / total)} of it is unexplained"
+            words += f"; {_tiny(rest / total)} of it is unexplained"
     words += "."
     return f"{words} Held by {account.held_by}." if account.held_by else words
 
@@ -102,7 +102,7 @@ def _notes(accounts: Sequence[MemoryAccount]) -> list[tuple[str, str]]:
     worst = max(peaks, key=lambda a: abs(a.unexplained_bytes) / size_of(a))
     share = abs(worst.unexplained_bytes) / size_of(worst)
     which = "on the only account" if len(peaks) == 1 else f"on the worst of {len(peaks)} accounts, rank {worst.rank}"
-    words = f"The accounts close to {_percent(share)} of the peak {which}."
+    words = f"The accounts close to {_tiny(share)} of the peak {which}."
     return [("good" if share < 0.1 else "watch", words)]
 
 
@@ -169,6 +169,11 @@ def _plan(found: MemoryAnswer) -> Part | None:
         sentence=sentence,
         tables=(memory_tables.predictions(found.predictions),),
     )
+
+
+def _tiny(ratio: float) -> str:
+    """A share whose digits tell nothing when it is small."""
+    return "less than 0.1\u00a0%" if 0 < ratio < 0.001 else _percent(ratio)
 
 
 def _percent(ratio: float) -> str:

@@ -168,6 +168,12 @@ def test_accounts_that_close_are_good_and_others_are_to_watch():
     assert bad[0][0] == "watch"
 
 
+def test_a_rest_of_a_few_bytes_is_not_given_digits():
+    part = parts_of(memory_answer(2, (), unexplained=40.0))["memory-account"]
+    assert "less than 0.1\u00a0% of it is unexplained" in part.sentence
+    assert part.lines[0][1].startswith("The accounts close to less than 0.1\u00a0% of the peak")
+
+
 def test_without_an_account_its_reason_is_said():
     answer = replace(memory_answer(2, ()), accounts=(), account_hint="No account: the profile step was not reached.")
     section = section_of(answer)
