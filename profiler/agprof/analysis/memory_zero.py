@@ -96,6 +96,8 @@ def formula_bytes(states: ModelStates, moment: Moment, space: Space, *, is_cpu: 
     told = {name: _in_space(held, name, space, is_cpu=is_cpu) for name in PARTS}
     if states.framework == "fsdp2" and moment != "standing":
         del told["parameters"], told["gradients"]  # how much is whole just then is not known
+    if states.stage == 3 and moment == "backward" and states.persistent < states.trainable + states.frozen:
+        del told["parameters"]  # it falls from the whole model to the partition while backward goes on
     keep = {name: value for name, value in told.items() if value or name in MODEL_STATES}
     if space == "host" and not is_cpu:
         keep = {name: value for name, value in keep.items() if value}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agprof.analysis.memory_account import PARTS, memory_accounts
-from agprof.analysis.memory_zero import is_this_run, known_states, zero_rows
+from agprof.analysis.memory_zero import formula_bytes, is_this_run, known_states, zero_rows
 from agprof.analysis.run import analyse
 from agprof.analysis.view import prepare
 from agprof.model.answers import RunAnswers
@@ -316,6 +316,14 @@ def test_other_frameworks_are_told_by_their_own_formula(tmp_path: Path, name: st
         # before the loop lets go of them: a step ends with the update
         assert standing["gradients"] == 4 * TRAINED
         assert standing["parameters"] == 4 * (TRAINED + FROZEN)
+
+
+def test_what_stage_3_has_gathered_at_the_peak_has_no_formula() -> None:
+    states = ModelStates(trainable=1000, stage=3, ranks=2, persistent=10)
+    assert formula_bytes(states, "standing", "host", is_cpu=True)["parameters"] == 2 * (500 + 10)
+    assert "parameters" not in formula_bytes(states, "backward", "host", is_cpu=True)
+    whole = replace(states, persistent=1000)
+    assert formula_bytes(whole, "backward", "host", is_cpu=True)["parameters"] == 2 * (500 + 1000)
 
 
 def test_offload_in_stage_0_is_stage_0() -> None:
