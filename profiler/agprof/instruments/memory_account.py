@@ -166,8 +166,8 @@ class MemoryAccount(StepPart):
 
     def _write_parts(self, at: str, records: list[Allocation], totals: Iterable[Total], tracker: MemoryTracker) -> None:
         append = self._recorder.writer.rows("memory_parts")
-        # DDP's buckets are C++ objects; those that a collective has shown to Python are among the records.
-        shown = sum(record.bytes for record in records if record.detail == REDUCER)
+        # DDP's buckets are C++ objects; those that a collective showed to Python or that this step made are in records.
+        shown = sum(record.bytes for record in records if tracker.part_of(record)[1] == REDUCER)
         buckets = reducer_bytes(self._owners) - shown if self._owners is not None else 0
         for row in part_rows(self._step, at, records, totals, tracker):
             append(row)

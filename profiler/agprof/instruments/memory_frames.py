@@ -8,7 +8,7 @@ from typing import Literal
 
 Frames = tuple[tuple[CodeType, int], ...]
 """Innermost first."""
-Maker = Literal["gathered", "reduction", "kv_cache"] | None
+Maker = Literal["gathered", "reduction", "ddp", "kv_cache"] | None
 """What a framework made a buffer for, known by the file in which it was made."""
 
 MAX_FRAMES = 12
@@ -25,6 +25,8 @@ _MAKERS: tuple[tuple[str, Maker], ...] = (
     ("deepspeed/runtime/bf16_optimizer.py", "reduction"),
     ("transformers/cache_utils.py", "kv_cache"),
 )
+_DDP = ("torch/nn/parallel/distributed.py", "_pre_forward")
+"""File and function in which DDP makes its buckets anew, once, in the second forward."""
 _CALLERS = ("backward", "forward", "step")
 """Functions of those files below which the model itself runs, or the optimizer."""
 _HIDDEN = ("/torch/", "/agprof/")
@@ -57,6 +59,8 @@ def _kind_of(code: CodeType) -> tuple[bool, Maker]:
     maker = next((maker for ending, maker in _MAKERS if path.endswith(ending)), None)
     if code.co_name in _CALLERS:
         maker = None
+    if path.endswith(_DDP[0]) and code.co_name == _DDP[1]:
+        maker = "ddp"
     return not any(part in path for part in _HIDDEN), maker
 
 

@@ -151,7 +151,8 @@ class MemoryTracker:
         known = self._alive.get(storage._cdata) if storage is not None else None
         if known is not None and known[0].part in (None, UNEXPLAINED):
             record = known[0]
-            record.part, record.detail = part, detail
+            is_whole = part == "parameters" and record.maker == "gathered"
+            record.part, record.detail = part, "gathered" if is_whole else detail
             record.name = name or record.name
 
     def start(self) -> None:
@@ -343,14 +344,14 @@ class MemoryTracker:
             return "kv_cache", ""
         if record.maker == "gathered":
             return "parameters", "gathered"
+        if record.maker == "ddp" or (record.maker == "reduction" and record.phase != "optimizer"):
+            return "buckets", "ddp reducer" if record.maker == "ddp" else "reduction"
         if record.detail == "batch" or record.phase == "data":
             return "inputs", "batch"
         if record.is_kept and record.in_pass == "recomputed":
             return "activations", "recomputed"
         if record.is_kept and record.phase not in ("optimizer", "communication"):
             return "activations", "forward" if record.in_pass == "forward" else "loss"
-        if record.maker == "reduction" and record.phase != "optimizer":
-            return "buckets", "reduction"
         return "temporary", record.phase if record.phase in ("optimizer", "communication") else record.in_pass
 
     def mark_high(self, name: str, operation: Operation | None = None, *, always: bool = False) -> bool:
