@@ -39,9 +39,9 @@ def plan(
     ] = BUDGET_S,
     json_: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> int:
-    """Say what a job will need before it runs: memory per rank and FLOPs per step.
+    """Say what a job will need before it runs.
 
-    The model is built without data and without weights, and one micro-step of each kind is counted. A table shows the
+    That is memory per rank and FLOPs per step. The model is built without data and without weights, and one micro-step of each kind is counted. A table shows the
     job as written and what changes with ZeRO's stage, offload, micro-batch, sequence length, activation checkpointing
     and LoRA, and which GPUs would hold it. With --run the plan stands beside what that run measured, also in its
     report. How a workload names its model: docs/plan.md.
