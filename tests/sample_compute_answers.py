@@ -234,12 +234,11 @@ def utilisation_of(
 def operations_of(cells: Sequence[_Cell], dtype: str, ceilings: Sequence[Ceiling]) -> tuple[OperationRow, ...]:
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for cell in cells:
-        for name in PASSES:
-            if cell.flops[name]:
-                held = sums[name, cell.leaf.kind]
-                held[0] += cell.flops[name]
-                held[1] += cell.ns[name]
-                held[2] += 3 * cell.micro_steps
+        for name in filter(cell.flops.get, PASSES):
+            held = sums[name, cell.leaf.kind]
+            held[0] += cell.flops[name]
+            held[1] += cell.ns[name]
+            held[2] += 3 * cell.micro_steps
     executed = math.fsum(held[0] for held in sums.values())
     peaks = {c.kind: c.flops_per_second for c in ceilings}
 

@@ -91,7 +91,7 @@ def _out_of_memory(answers: RunAnswers) -> list[str]:
 def _utilisation(answers: RunAnswers) -> list[str]:
     """`MFU 27 %, HFU 36 % of data sheet; 34 %, 45 % of achievable`; nothing where no ceiling of the device is known."""
     rows = [(name, row) for key, name in _UTILISATIONS.items() for row in answers.compute.utilisation if row.key == key]
-    told = []
+    told: list[str] = []
     for what in ("data sheet", "achievable"):
         figures = [(name, row.of_datasheet if what == "data sheet" else row.of_achievable) for name, row in rows]
         known = [(name, figure.value) for name, figure in figures if figure.value is not None]
