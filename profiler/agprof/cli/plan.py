@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agprof.model.answers import RunAnswers
     from agprof.model.plan_answers import PlanAnswer
 
-BUDGET_S = 40.0
+BUDGET_S = 30.0
 MIN_WIDTH = 108
 
 
