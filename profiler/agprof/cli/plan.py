@@ -41,10 +41,10 @@ def plan(
 ) -> int:
     """Say what a job will need before it runs.
 
-    That is memory per rank and FLOPs per step. The model is built without data and without weights, and one micro-step of each kind is counted. A table shows the
-    job as written and what changes with ZeRO's stage, offload, micro-batch, sequence length, activation checkpointing
-    and LoRA, and which GPUs would hold it. With --run the plan stands beside what that run measured, also in its
-    report. How a workload names its model: docs/plan.md.
+    That is memory per rank and FLOPs per step. The model is built without data and without weights, and one micro-step
+    of each kind is counted. A table shows the job as written and what changes with ZeRO's stage, offload, micro-batch,
+    sequence length, activation checkpointing and LoRA, and which GPUs would hold it. With --run the plan stands beside
+    what that run measured, also in its report. How a workload names its model: docs/plan.md.
     """
     import json
 
