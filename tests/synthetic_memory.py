@@ -66,7 +66,8 @@ def account_rows(
         total = sum(here.values()) + fragmentation + (rest if space == "device" or not gpu else 0)
         yield step, at, space, "total", "", total, None, "measured", "the allocator's own counter"
         for (part, detail, _on_host), size in here.items():
-            yield step, at, space, part, detail, size, size // 4, "measured", "tensors that belong to modules"
+            elements = size // (2 if gpu and part == "parameters" else 4)
+            yield step, at, space, part, detail, size, elements, "measured", "tensors that belong to modules"
         if fragmentation:
             yield step, at, space, "fragmentation", "", fragmentation, None, "measured", "reserved, in no tensor"
 
