@@ -95,6 +95,7 @@ class MemoryAccount(StepPart):
             self._write_parts("peak", peak, self._totals.peak(peak), tracker)
             self._write_copies()
             self._write_allocations("peak", peak, tracker)
+            self.peak_sizes = Counter(record.bytes for record in peak if record.space == "device")
             generation = tracker.at_high(GENERATION)
             if generation:
                 self._write_parts(GENERATION, generation, self._totals.high(GENERATION, generation), tracker)

@@ -7,9 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from agprof.instruments import memory_history
+from agprof.instruments.memory_account import MemoryAccount
 from agprof.instruments.memory_history import MIN_BYTES, MemoryHistory, unexplained
+from agprof.instruments.memory_tracker import Allocation
 from agprof.model.allocator_history import LiveBlock
 from allocator_simulator import Allocator, random_history
 
@@ -223,3 +226,18 @@ def test_a_ring_that_forgot_the_begin_says_so(rig: Any, monkeypatch: pytest.Monk
     part.begin(0, None)  # type: ignore[arg-type]
     part.end(0)
     assert fact(rig.finish())["complete"] is False
+
+
+def test_the_account_says_which_sizes_it_explains(rig: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the history's list is made with: the storages on the device that were alive at the account's peak."""
+    account = MemoryAccount(rig.recorder, torch)
+    watch = SimpleNamespace(listeners=[], on_call=[], on_return=[])
+    account.begin(0, watch)  # type: ignore[arg-type]
+    tracker = account._tracker
+    assert tracker is not None
+    records = []
+    for size, space in ((5 * MIB, "device"), (5 * MIB, "device"), (7 * MIB, "host")):
+        records.append(Allocation(size, 0, space))  # type: ignore[arg-type]
+    monkeypatch.setattr(tracker, "at_high", lambda name: records if name == account._peak else [])
+    account.end(0)
+    assert account.peak_sizes == Counter({5 * MIB: 2})
