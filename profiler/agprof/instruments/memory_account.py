@@ -25,6 +25,8 @@ CURVE_POINTS = 2000
 GENERATE = "generate"
 """The range that instruments.rlhf opens around generate."""
 ALLOCATED, GENERATION = "allocated", "generation"
+LAST_COUNTED_STEP = 50
+"""Until the profile step every allocation is counted, 1-2 us each: for a later one that would be too long."""
 MAX_TEXT = 4000
 REDUCER = "ddp reducer"
 MAX_ASKED = 64
@@ -47,8 +49,9 @@ class MemoryAccount(StepPart):
     def __init__(self, recorder: Recorder, torch: Any) -> None:
         self._recorder = recorder
         self._torch = torch
-        self._totals = Totals(torch, counts=recorder.settings.profile_step is not None)
-        self._step = recorder.settings.profile_step or 0
+        step = recorder.settings.profile_step
+        self._totals = Totals(torch, counts=step is not None and step <= LAST_COUNTED_STEP)
+        self._step = step or 0
         self._tracker: MemoryTracker | None = None
         self._owners: Owners | None = None
         self._handle: Any = None
