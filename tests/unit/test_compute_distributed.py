@@ -102,7 +102,6 @@ def expected(checkpoints: str, mlp_parts: int = 1) -> tuple[int, ...]:
     again = {
         "none": 0,
         "reentrant": shape.L * (2 * shape.layer * shape.T + shape.attention),
-        "not reentrant": shape.L * (2 * (shape.layer - shape.h * shape.f) * shape.T + shape.attention),
     }[checkpoints]
     key, up = 4 * shape.h * shape.kv * shape.T, 4 * shape.h * shape.f * shape.T // mlp_parts
     return forward, 2 * forward, in_kernels + again, 2 * forward, key, up
@@ -117,8 +116,10 @@ def test_deepspeed_zero(tmp_path: Path, stage: int) -> None:
 
 @pytest.mark.parametrize("checkpoints", ["reentrant", "not reentrant"])
 def test_deepspeed_zero_3_under_checkpoints(tmp_path: Path, checkpoints: str) -> None:
+    """DeepSpeed's function keeps its operands only when it has run: so a checkpoint that is not reentrant stops no sooner
+    than one that is."""
     pytest.importorskip("deepspeed")
-    assert figures(tmp_path, "zero 3", checkpoints, ranks=1) == [expected(checkpoints)]
+    assert figures(tmp_path, "zero 3", checkpoints, ranks=1) == [expected("reentrant")]
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
