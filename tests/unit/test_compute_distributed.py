@@ -116,8 +116,8 @@ def test_deepspeed_zero(tmp_path: Path, stage: int) -> None:
 
 @pytest.mark.parametrize("checkpoints", ["reentrant", "not reentrant"])
 def test_deepspeed_zero_3_under_checkpoints(tmp_path: Path, checkpoints: str) -> None:
-    """DeepSpeed's function keeps its operands only when it has run: so a checkpoint that is not reentrant stops no sooner
-    than one that is."""
+    """DeepSpeed's function keeps its operands only when it has run: so a checkpoint that is not reentrant stops no
+    sooner than one that is."""
     pytest.importorskip("deepspeed")
     assert figures(tmp_path, "zero 3", checkpoints, ranks=1) == [expected("reentrant")]
 

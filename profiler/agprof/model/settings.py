@@ -105,7 +105,7 @@ class InstrumentSettings:
 
     level: Level = "default"
     profile_step: int | None = 4
-    """Optimizer step at which the flops profiler runs on one micro-step; None switches it off."""
+    """Optimizer step in which every operation is looked at (FLOPs, memory); None switches it off."""
     flush_period_s: float = 0.25
     capture_output: bool = True
     """Redirect the rank's stdout and stderr into the run folder."""
