@@ -63,6 +63,35 @@ def test_grouped_products(left: tuple[int, ...], right: tuple[int, ...], product
     assert formula.flops(torch.empty(left), torch.empty(right), out_val=None) == 2 * products
 
 
+class StackedExperts(nn.Module):
+    """Experts in one weight, as Llama 4 and GPT-OSS have them: a batched product that is no attention."""
+
+    is_causal = True  # what asks for causal attention around it
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 8, 6))
+        self.how = how
+
+    def forward(self, tokens: Any) -> Any:
+        weight = self.weight
+        if self.how == "copied and turned":
+            weight = weight.transpose(1, 2).contiguous().bfloat16().transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.how == "autocast"):
+            return torch.bmm(tokens.to(weight.dtype), weight).float().sum()
+
+
+@pytest.mark.parametrize("how", ["as it is", "autocast", "copied and turned"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_experts_in_one_weight_are_no_attention(how: str, frozen: bool) -> None:
+    model = StackedExperts(how).requires_grad_(not frozen)
+    tokens = torch.randn(3, 5, 8, requires_grad=True)
+    flops = count(model, lambda: model(tokens))
+    product = 2 * 3 * 5 * 8 * 6
+    assert (flops.forward, flops.backward) == (product, (1 if frozen else 2) * product)
+    assert (flops.total.attention_flops, flops.causal_flops, flops.unclear_flops) == (0, 0, 0)
+
+
 CONVOLUTIONS = {
     "1d": (nn.Conv1d(6, 4, 3, padding=1), (2, 6, 10), 2 * 10),
     "2d": (nn.Conv2d(6, 4, 3), (2, 6, 9, 9), 2 * 7 * 7),

@@ -71,6 +71,9 @@ class FlopsCount:
         self._paths = ModulePaths()
         self._sites: dict[tuple[int, str], Totals] = {}
         """(id of the outermost module, path from it) -> what ran in calls there, without inner modules."""
+        self._copies_of_weights: Any = None
+        """Weights in another element type, as autocast makes them; made with the first."""
+        self._copying = {getattr(torch.ops.aten, name).default for name in ("_to_copy", "clone")}
         self._causal: dict[NodeKey, bool | None] = {}
         """Nodes of attention products."""
         self._expected: dict[NodeKey, list[tuple[Totals, int]]] = {}
@@ -162,6 +165,8 @@ class FlopsCount:
             duration = 0
         sums = self._sums_for(operation)
         if formula is None:
+            if function in self._copying:
+                self._copied(operation)
             self._kind(operation.in_pass, "other", self._dtype(operation), 0, 0, duration)
             _add_time(sums, operation.in_pass, duration)
             return
@@ -240,9 +245,22 @@ class FlopsCount:
     def _multiplies_activations(self, operation: Operation, formula: Formula) -> bool:
         if not _is_batched(operation):
             return False
-        operands = [operation.args[position] for position in formula.operands]
-        parameter = self._torch.nn.Parameter
-        return not any(isinstance(held, parameter) for tensor in operands for held in (tensor, tensor._base))
+        return not any(self._is_weight(operation.args[position]) for position in formula.operands)
+
+    def _is_weight(self, tensor: Any) -> bool:
+        """A parameter, a copy of one, or a view of these."""
+        copies = self._copies_of_weights or ()
+        held = (tensor,) if tensor._base is None else (tensor, tensor._base)
+        return any(isinstance(one, self._torch.nn.Parameter) or one in copies for one in held)
+
+    def _copied(self, operation: Operation) -> None:
+        if not self._is_weight(operation.args[0]):
+            return
+        if self._copies_of_weights is None:
+            from torch.utils.weak import WeakTensorKeyDictionary
+
+            self._copies_of_weights = WeakTensorKeyDictionary()
+        self._copies_of_weights[operation.result] = None
 
     def _computed_again(self, operation: Operation, formula: Formula, flops: int, duration: int) -> tuple[int, int]:
         """FLOPs and time of the scores that an attention kernel computes again in its backward; the time in proportion
