@@ -7,7 +7,7 @@ from typing import Any
 
 from agprof.analysis.compute_profile import finite
 from agprof.analysis.view import View
-from agprof.model.ceilings import MeasuredCeiling
+from agprof.model.ceilings import ALONE, MeasuredCeiling
 from agprof.model.compute_answers import Ceiling
 from agprof.model.format import significant
 from agprof.model.peaks import DevicePeak, find_peak
@@ -189,10 +189,14 @@ def _measured_ceiling(measured: MeasuredCeiling | None, dtype: str, tf32: bool) 
     day = time.strftime("%Y-%m-%d", time.gmtime(measured.measured_realtime_ns // 10**9))
     threads = f", {measured.threads} thread{'s' * (measured.threads > 1)}" if measured.threads else ""
     as_tf32 = " as TF32" if product.dtype == "tf32" else ""
+    share = measured.cpu_share
+    alone = "one process alone"
+    if share is not None and share < ALONE:
+        alone = f"while it got {100 * share:.0f} % of its cores' time: may be too low, measure again when idle"
     return Ceiling(
         kind="measured",
         dtype=dtype,
         flops_per_second=product.flops_per_second,
         bytes_per_second=measured.bandwidth.bytes_per_second if measured.bandwidth is not None else None,
-        source=f"agprof peak{' --quick' if measured.quick else ''} on {day}{threads}{as_tf32}, one process alone",
+        source=f"agprof peak{' --quick' if measured.quick else ''} on {day}{threads}{as_tf32}, {alone}",
     )

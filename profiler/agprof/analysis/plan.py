@@ -17,7 +17,7 @@ MARGIN_METHOD = (
     f"modelled: a GPU fits when it has 1.05 x the device bytes + {CONTEXT_BYTES / GB:g} GB "
     "(fragmentation of the allocator; CUDA context and communication buffers), GB of 10^9 bytes"
 )
-NO_MARGIN = "none: on a CPU the table's GPUs are only for comparison, with the same margin"
+ON_CPU = "planned for a CPU, whose memory is the device's here: GPUs are for comparison"
 
 
 def make_plan(
@@ -39,7 +39,7 @@ def make_plan(
     return PlanAnswer(
         version=PLAN_VERSION,
         workload=workload,
-        sentence=sentence(written, as_written),
+        sentence=sentence(written, as_written, device),
         basis=basis,
         framework=job.framework,
         ranks=job.ranks,
@@ -53,8 +53,8 @@ def make_plan(
         gpu_sizes_gb=GPU_SIZES_GB,
         margin_context_bytes=CONTEXT_BYTES,
         margin_fragmentation_ratio=FRAGMENTATION_RATIO,
-        margin_method=MARGIN_METHOD,
-        notes=tuple(notes),
+        margin_method=MARGIN_METHOD if device == "gpu" else f"{ON_CPU}; {MARGIN_METHOD}",
+        notes=(*notes, *bucket_notes(rows)),
         run="",
         predictions=(),
     )
@@ -137,14 +137,29 @@ def micro_step(kind: MeasuredKind) -> MicroStepPlan:
     )
 
 
-def sentence(written: Scenario, as_written: PlanRow) -> str:
+def bucket_notes(rows: Sequence[PlanRow]) -> Iterator[str]:
+    """Where DeepSpeed's buckets are most of what a ZeRO stage needs, a small model seems to need gigabytes."""
+    labels: dict[str, list[str]] = {}
+    for plan_row in rows:
+        buckets = sum(part.bytes for part in plan_row.parts if part.part == "buckets" and part.space == "device")
+        if plan_row.varied == "zero_stage" and buckets > plan_row.device_bytes / 2:
+            labels.setdefault(format_value(buckets, "bytes"), []).append(plan_row.label)
+    for size, of in labels.items():
+        yield f"of {', '.join(of)} {size} are DeepSpeed's bucket, made whole for any model (`reduce_bucket_size`)"
+
+
+def sentence(written: Scenario, as_written: PlanRow, device: PlannedDevice) -> str:
     size, ranks = written.size, written.job.ranks
     flops = format_value(as_written.forward_flops + as_written.backward_flops, "FLOP")
-    device = format_value(as_written.device_bytes, "bytes")
+    on_device = format_value(as_written.device_bytes, "bytes")
     host = f" and {format_value(as_written.host_bytes, 'bytes')} of the host's memory" if as_written.host_bytes else ""
     fits = f"fits {as_written.fits_gb[0]} GB" if as_written.fits_gb else f"does not fit {GPU_SIZES_GB[-1]} GB"
+    if device == "cpu":
+        needed = f"{format_value(as_written.device_bytes + as_written.host_bytes, 'bytes')} of memory at the peak"
+    else:
+        needed = f"{on_device} of device memory{host} at the peak ({fits})"
     who = f"each of {ranks} ranks needs" if ranks > 1 else "its rank needs"
     return (
-        f"{size.params:,} parameters, {size.trainable_params:,} trained: as written {who} {device} of device "
-        f"memory{host} at the peak ({fits}) and makes {flops} a step."
+        f"{size.params:,} parameters, {size.trainable_params:,} trained: as written {who} {needed} "
+        f"and makes {flops} a step."
     )

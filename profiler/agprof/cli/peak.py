@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 SECONDS = 52.0
 QUICK_SECONDS = 5.0
-ENOUGH = 0.8
-"""A measurement that got less than this of its cores was not alone."""
 NOISY = 0.3
 """A spread of single measurements above this is worth a word."""
 
@@ -31,8 +29,9 @@ def peak(
 ) -> int:
     """Measure what the device at hand can do, as a ceiling for runs.
 
-    Times large matrix products in each element type and copies of large arrays, several times each, and keeps the best
-    median in agprof's cache. `agprof run` copies it into each run, whose report then says how much of it was used.
+    Times large matrix products in each element type and copies of large arrays, several times each. The best
+    medians go into agprof's cache, in place of those before. `agprof run` copies them into each run, whose report then
+    says how much of them was used.
     Stop other work on the device first: the ceiling is that of one process that has it for itself (docs/peak.md).
     """
     import os
@@ -93,6 +92,8 @@ def _indented(say: Callable[[str], None]) -> Callable[[str], None]:
 def _lines(ceiling: "MeasuredCeiling") -> list[str]:
     """The result as text: a line per element type, and one for the memory."""
     threads = f", {ceiling.threads} thread{'s' * (ceiling.threads > 1)}" if ceiling.threads else ""
+    from agprof.model.ceilings import ALONE
+
     lines = [f"{ceiling.device_name}{threads}"]
     lines += [_product_line(product) for product in ceiling.products]
     if ceiling.bandwidth is not None:
@@ -101,7 +102,7 @@ def _lines(ceiling: "MeasuredCeiling") -> list[str]:
     if noisy:
         apart = f"single measurements of {', '.join(noisy)} lie more than {NOISY:.0%} apart"
         lines.append(f"  note: {apart}: was anything else running?")
-    if ceiling.cpu_share is not None and ceiling.cpu_share < ENOUGH:
+    if ceiling.cpu_share is not None and ceiling.cpu_share < ALONE:
         lines.append(f"  note: the measurement got {ceiling.cpu_share:.0%} of its cores' time: measure again when idle")
     return lines
 

@@ -138,6 +138,8 @@ def _write_events(run: Path, rank: int, snapshot: Snapshot, file: Path) -> Count
 def import_alone(run: Path, rank: int, file: Path, *, rank_source: str, source: str) -> Added:
     """A rank of which there is a snapshot and no trace. Raises TraceError and OSError."""
     snapshot = load(file)
+    if not snapshot.segments and not any(snapshot.traces):
+        raise TraceError(f"{file}: no memory snapshot: it has neither a segment nor an event")
     added = _write(run, rank, snapshot, file)
     times = [time for events in snapshot.traces for event in events if (time := time_of(event)) is not None]
     meta = TraceMeta(

@@ -1,8 +1,9 @@
 """The process of planning: `python -m agprof.instruments.plan REQUEST FD`.
 
 Builds a workload's model on the meta device as often as there are configurations to look at, counts, and writes lines
-of JSON to the file descriptor FD: {"progress": text}, {"note": text}, {"scenario": Scenario}, {"error": text}, and at
-the end {"done": true}. The workload's own prints go to stdout and stderr. Needs torch; holds no data and no weights.
+of JSON to the file descriptor FD: {"progress": text}, {"note": text}, {"scenario": Scenario}, {"error": text,
+"printed": bool}, and at the end {"done": true}. `printed`: why stands in stdout or stderr, to which the workload's own prints go.
+Needs torch; holds no data and no weights.
 """
 
 import json
@@ -15,7 +16,15 @@ from dataclasses import asdict
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
-from agprof.instruments.plan_function import FunctionError, Planned, call, error_text, find_function, search_first
+from agprof.instruments.plan_function import (
+    EndedError,
+    FunctionError,
+    Planned,
+    call,
+    error_text,
+    find_function,
+    search_first,
+)
 from agprof.instruments.plan_kernels import use_kernels_of
 from agprof.instruments.plan_values import ValueQuestions
 from agprof.model.plan_answers import Varied
@@ -40,7 +49,7 @@ def main(argv: list[str]) -> int:
         try:
             plan(request, tell)
         except FunctionError as error:
-            tell(error=str(error))
+            tell(error=str(error), printed=isinstance(error, EndedError))
             return 1
         tell(done=True)
     return 0
@@ -96,11 +105,16 @@ def plan(request: dict[str, Any], tell: Callable[..., None]) -> None:
     tell(scenario=asdict(counter.count(written, "as written", "as written", start)))
     del written  # no more models at a time than there are processes
     if questions.asked:
-        tell(note=f"{questions.asked} values that the job reads back in its micro-steps were taken as 1")
+        tell(note=_taken(questions.asked))
     if request["variants"]:
         variants = [variant for variant in variants_of(job) if variant.varied in can_change]
         deadline = began + request["budget_s"]
         _count_side_by_side(counter, variants, request["processes"], deadline, tell)
+
+
+def _taken(values: int) -> str:
+    what, were = ("value", "was") if values == 1 else ("values", "were")
+    return f"{values} {what} that the job reads back in its micro-steps {were} taken as 1"
 
 
 def _count_side_by_side(

@@ -21,6 +21,10 @@ class FunctionError(Exception):
     """The model function is missing, failed, or returned something else than the protocol says."""
 
 
+class EndedError(FunctionError):
+    """The model function ended the process: why, it has printed."""
+
+
 class Kind(NamedTuple):
     """One kind of micro-step."""
 
@@ -58,7 +62,7 @@ def call(function: Callable[..., Any], arguments: list[str], asked: dict[str, An
     try:
         returned = function(list(arguments), dict(asked))
     except SystemExit as ended:
-        raise FunctionError(f"ended the process with {shown(ended.code)} instead of returning a model") from ended
+        raise EndedError(f"ended the process with {shown(ended.code)} instead of returning a model") from ended
     except Exception as error:
         raise FunctionError(f"raised {error_text(error)}") from error
     return _Reader(returned, asked, torch).planned()

@@ -64,7 +64,7 @@ def count_on_meta(
     with tempfile.TemporaryFile() as output:
         process, lines = _start(request, workload, output)
         try:
-            scenarios, notes, problem = _read(lines, say)
+            scenarios, notes, problem, is_printed = _read(lines, say)
         except BaseException:
             process.kill()
             raise
@@ -72,7 +72,7 @@ def count_on_meta(
             lines.close()
             code = process.wait()
         if problem is not None:
-            raise ConfigError(f"plan.model {function}: {problem}")
+            raise ConfigError(f"plan.model {function}: {problem}{_tail(output) if is_printed else ''}")
         if code != 0 or not scenarios:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise LaunchError(f"the process that builds the model {how}{_tail(output)}")
@@ -102,19 +102,19 @@ def _start(
     return process, os.fdopen(reading, "rb")
 
 
-def _read(lines: IO[bytes], say: Callable[[str], None]) -> tuple[list[Scenario], list[str], str | None]:
+def _read(lines: IO[bytes], say: Callable[[str], None]) -> tuple[list[Scenario], list[str], str | None, bool]:
     scenarios: list[Scenario] = []
     notes: list[str] = []
     for told in _messages(lines):
         if "error" in told:
-            return scenarios, notes, str(told["error"])
+            return scenarios, notes, str(told["error"]), bool(told.get("printed"))
         if "progress" in told:
             say(str(told["progress"]))
         elif "note" in told:
             notes.append(str(told["note"]))
         elif "scenario" in told:
             scenarios.append(decoded(Scenario, told["scenario"], "scenario"))
-    return scenarios, notes, None
+    return scenarios, notes, None, False
 
 
 def _messages(lines: IO[bytes]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 CEILING_VERSION = 1
 MAX_TEXT = 200
+ALONE = 0.8
+"""A measurement that got less than this of its cores' time was not alone."""
 
 DeviceType = Literal["cpu", "cuda"]
 

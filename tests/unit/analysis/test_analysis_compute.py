@@ -293,6 +293,9 @@ def test_a_cpu_is_held_against_its_own_machine_with_as_many_threads(tmp_path: Pa
     assert kpi(answers, "mfu").figure == full.of_achievable
     assert kpi(answers, "mfu").note == "of the measured ceiling, float32"
     assert "1 thread, one process alone" in full.of_achievable.method
+    run = read_run(tmp_path / "a" / "run")
+    busy = dataclasses.replace(run, ceilings=tuple(dataclasses.replace(one, cpu_share=0.59) for one in run.ceilings))
+    assert "got 59 % of its cores' time" in share(analyse(busy).compute, "mfu_full").of_achievable.method
     run = with_facts(read_run(tmp_path / "a" / "run"), omp_num_threads=4)
     other = analyse(run).compute
     assert share(other, "mfu_full").of_achievable.value is None

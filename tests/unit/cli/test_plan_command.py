@@ -83,7 +83,20 @@ def test_a_users_own_model(capsys, mine):
     assert by_label["micro-batch 2048"].forward_flops == 2 * plan.as_written.forward_flops
     assert by_label["micro-batch 2048"].device_bytes > plan.as_written.device_bytes
     assert by_label["micro-batch 512"].forward_flops == plan.as_written.forward_flops / 2
-    assert plan.notes == ("4 values that the job reads back in its micro-steps were taken as 1",)
+    assert plan.notes == (
+        "4 values that the job reads back in its micro-steps were taken as 1",
+        "of ZeRO-1, ZeRO-2, ZeRO-3 1.86 GiB are DeepSpeed's bucket, made whole for any model (`reduce_bucket_size`)",
+    )
+    assert "of memory at the peak and makes" in plan.sentence
+
+
+def test_a_job_that_refuses_its_arguments_says_why(capsys, mine):
+    script = "import argparse\n\ndef model(arguments, asked):\n    argparse.ArgumentParser().parse_args(arguments)\n"
+    (mine.parent / "mine_plan.py").write_text(script)
+    code, _, err = run(capsys, str(mine), "--set", "args.nosuch=3")
+    assert code == 2
+    assert "ended the process with 2 instead of returning a model; its last lines:" in err
+    assert "unrecognized arguments:" in err
 
 
 def test_a_gpus_dropout_keeps_a_byte_and_a_cpus_a_whole_element(capsys, mine):

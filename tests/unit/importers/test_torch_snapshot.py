@@ -83,6 +83,12 @@ def test_what_is_not_understood_is_counted(tmp_path: Path) -> None:
     assert left_out == {"unknown action of the allocator": 1, "no size": 1, "no time": 2}
 
 
+@pytest.mark.parametrize("value", [{"segments": [1, 2], "device_traces": "x"}, {"segments": [], "device_traces": [[]]}])
+def test_a_snapshot_of_nothing_is_no_run(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TraceError, match="neither a segment nor an event"):
+        torch_snapshot.import_alone(tmp_path, 0, written(tmp_path, value), rank_source="name", source="x.pickle")
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x80\x04", b"\x80\x04\x8d" + b"\xff" * 8, b"\x80\x05\x96" + b"\xff" * 7 + b"\x7f.", b"\x80\x04K\x05.",
