@@ -26,8 +26,6 @@ REUSE_DISTANCE = 1_000_000_000
 """DeepSpeed's `stage3_max_reuse_distance` and `stage3_max_live_parameters`: elements that stage 3 leaves gathered."""
 SUB_GROUP = 1_000_000_000
 """DeepSpeed's `sub_group_size`: elements that stage 3 updates at a time."""
-BUCKET = 500_000_000
-"""DeepSpeed's default `reduce_bucket_size`, in elements."""
 
 PARTS = ("parameters", "gradients", "master_weights", "optimizer_states", "buckets", "buffers")
 """In the words of the table `memory_parts`."""
@@ -295,7 +293,7 @@ def _stages_1_and_2(states: ModelStates, moment: Moment) -> StateBytes:
             "update": shard * (states.accumulated_bytes + FP32),
         }
         gradients = Bytes(held[moment])
-    bucket = min(states.bucket, BUCKET) * (2 if states.overlap_comm else 1) * states.parameter_bytes
+    bucket = states.bucket * (2 if states.overlap_comm else 1) * states.parameter_bytes
     return StateBytes(
         parameters=Bytes(_whole_parameters(states)),
         gradients=gradients,

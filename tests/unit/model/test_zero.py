@@ -106,6 +106,15 @@ def test_offload_in_stage_2_keeps_an_fp32_gradient_and_a_copy_on_the_host() -> N
     assert held_memory(first, "backward").gradients.device == 2 * 1000
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_buckets_are_allocated_whole_however_large(stage: int) -> None:
+    """setup_buckets: torch.empty(int(self.reduce_bucket_size))."""
+    states = ModelStates(trainable=1000, ranks=2, stage=stage, bucket=1_000_000_000)
+    assert held_memory(states, "backward").buckets.device == 2 * 1_000_000_000
+    twice = held_memory(replace(states, overlap_comm=True), "backward").buckets.device
+    assert twice == (2 if stage < 3 else 1) * 2 * 1_000_000_000
+
+
 def test_stage_3_holds_its_gradients_partition_always_and_small_parameters_whole() -> None:
     states = ModelStates(trainable=1000, frozen=3000, ranks=4, stage=3, parameter_bytes=2)
     assert held_memory(states).gradients.device == 2 * 250
