@@ -2,8 +2,8 @@
 
 Builds a workload's model on the meta device as often as there are configurations to look at, counts, and writes lines
 of JSON to the file descriptor FD: {"progress": text}, {"note": text}, {"scenario": Scenario}, {"error": text,
-"printed": bool}, and at the end {"done": true}. `printed`: why stands in stdout or stderr, to which the workload's own prints go.
-Needs torch; holds no data and no weights.
+"printed": bool}, and at the end {"done": true}. `printed`: why stands in stdout or stderr, to which the workload's own
+prints go. Needs torch; holds no data and no weights.
 """
 
 import json
