@@ -1,7 +1,7 @@
 """Compute: FLOPs of a step three ways, what share of the device they use, modules, operations and roofline."""
 
 from agprof.analysis.compute_ceilings import Ceilings, find_ceilings
-from agprof.analysis.compute_modules import dtype_of_most_flops, module_rows, operation_rows
+from agprof.analysis.compute_modules import dtype_of_most_flops, module_rows, mostly_convolutions, operation_rows
 from agprof.analysis.compute_profile import Profile, finite, read_profile
 from agprof.analysis.compute_roofline import roofline
 from agprof.analysis.compute_utilisation import utilisation
@@ -19,7 +19,13 @@ def analyse_compute(view: View, step_time: Figure) -> ComputeAnswer:
     profile = read_profile(view)
     ways = flops_ways(profile)
     dtype = dtype_of_most_flops(profile)
-    ceilings = find_ceilings(view, profile.facts, _dtypes(profile), dtype or _model_dtype(profile))
+    ceilings = find_ceilings(
+        view,
+        profile.facts,
+        _dtypes(profile),
+        dtype or _model_dtype(profile),
+        convolves=mostly_convolutions(profile, "float32"),
+    )
     flops = _flops_per_step(view, profile, used_way(ways))
     rate = _rate(flops, step_time)
     shares = utilisation(view, profile, step_time, ceilings, dtype)

@@ -49,10 +49,16 @@ class Ceilings:
         return next((ceiling for ceiling in self.all if ceiling.kind == kind and ceiling.dtype == dtype), None)
 
 
-def find_ceilings(view: View, facts: Mapping[str, Any], dtypes: Iterable[str], main: str | None) -> Ceilings:
-    """Ceilings of `dtypes` on the device of `facts`; `main` is the type that the reasons speak of."""
+def find_ceilings(
+    view: View, facts: Mapping[str, Any], dtypes: Iterable[str], main: str | None, *, convolves: bool = False
+) -> Ceilings:
+    """Ceilings of `dtypes` on the device of `facts`; `main` is the type that the reasons speak of.
+
+    `convolves`: most FLOPs of float32 are convolutions, for which torch allows TF32 by itself.
+    """
     device_type, name = str(facts.get("device.type", "")), str(facts.get("device.name", ""))
-    tf32 = facts.get("torch.allow_tf32.matmul") is True and device_type == "cuda"
+    allowed = facts.get("torch.allow_tf32.convolution" if convolves else "torch.allow_tf32.matmul")
+    tf32 = allowed is True and device_type == "cuda"
     peak = find_peak(name) if device_type == "cuda" else None
     declared = _declared(view)
     measured = _measured(view.run.ceilings, facts)

@@ -100,3 +100,10 @@ def dtype_of_most_flops(profile: Profile) -> str | None:
             flops[row["dtype"]] = flops.get(row["dtype"], 0.0) + (finite(row["flops"]) or 0.0)
     most = max(flops, key=lambda dtype: (flops[dtype], dtype), default=None)
     return most if most is not None and flops[most] > 0 else None
+
+
+def mostly_convolutions(profile: Profile, dtype: str) -> bool:
+    """Whether convolutions are more than half of the executed FLOPs of an element type."""
+    rows = [row for row in profile.operations if row["dtype"] == dtype]
+    convolutions = sum(finite(row["flops"]) or 0.0 for row in rows if row["kind"] == "convolution")
+    return convolutions > 0.5 * sum(finite(row["flops"]) or 0.0 for row in rows)

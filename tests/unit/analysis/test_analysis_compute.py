@@ -276,6 +276,22 @@ def test_float32_is_held_against_tf32_only_where_the_run_allowed_it(tmp_path: Pa
     assert "as TF32, which the run allowed" in loose.ceilings[0].source
 
 
+def test_float32_convolutions_have_their_own_switch_for_tf32(tmp_path: Path) -> None:
+    """torch allows TF32 for convolutions unless told otherwise, for matrix products only where told."""
+    run = read_run(build_run(tmp_path / "run", gpus=2))
+    convolutions = run.tables["operations"].with_columns(
+        dtype=pl.lit("float32"), kind=pl.col("kind").replace("matmul", "convolution")
+    )
+    run = dataclasses.replace(run, tables={**run.tables, "operations": convolutions})
+    for matmul, convolution, tflops in ((False, True, 494.7), (True, False, 66.9)):
+        facts = {"torch__allow_tf32__matmul": matmul, "torch__allow_tf32__convolution": convolution}
+        answer = analyse(with_facts(run, **facts)).compute
+        assert [ceiling.flops_per_second for ceiling in answer.ceilings] == pytest.approx([tflops * 1e12])
+        assert share(answer, "mfu_full").of_datasheet.value == pytest.approx(
+            answer.flops_per_second.value / (tflops * 1e12)  # type: ignore[operator]
+        )
+
+
 def test_a_type_that_the_device_has_no_unit_for_is_said(tmp_path: Path) -> None:
     answer = compute_of(tmp_path, gpus=1, device_name="Tesla V100-SXM2-32GB")
     assert share(answer, "mfu_full").of_datasheet.reason == (
