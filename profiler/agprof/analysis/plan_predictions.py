@@ -5,6 +5,7 @@ from itertools import groupby, product
 from math import comb, prod
 
 from agprof.model.compute_answers import ComputeAnswer, FlopsWay
+from agprof.model.format import format_value
 from agprof.model.memory_answers import MemoryAccount, Prediction
 from agprof.model.plan_answers import MicroStepPlan, PlanAnswer
 
@@ -129,7 +130,8 @@ def _memory(plan: PlanAnswer, accounts: Sequence[MemoryAccount], mix: tuple[floa
     if held:
         note = f"{where}; without the data set that the job keeps in memory, which no plan knows"
         yield _row("memory at the peak, data set apart", "bytes", predicted, measured[rank] - held, note)
-    yield _row("memory at the peak", "bytes", predicted, measured[rank], where)
+    of_it = f"; {format_value(held, 'bytes')} of it are the data set" if held else ""
+    yield _row("memory at the peak", "bytes", predicted, measured[rank], f"{where}{of_it}")
     found: dict[str, float] = {}
     for account in peaks:
         for part in account.parts if account.rank == rank else ():

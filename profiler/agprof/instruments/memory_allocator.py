@@ -127,7 +127,7 @@ class CudaAllocator:
         peak = self._read("allocated_bytes", "peak")
         reserved = max(self.reserved_at_highest, peak)
         if peak > self._peak_before:
-            return peak, max(reserved, self.reserved_at_highest), "CUDA allocator's own peak, reached in this step"
+            return peak, reserved, "CUDA allocator's own peak, reached in this step"
         return (
             self.highest_bytes,
             self.reserved_at_highest,

@@ -78,7 +78,8 @@ def step_memory(memory: MemoryAnswer) -> Chart:
     if len(drawn) > 1:
         annotations += direct_labels(names, points, [0, top], _HEIGHT - 64)
     shaded = f"Shades: phases of {first.label}." if phases else ""
-    before = with_unit(begin * ticks, "ns")
+    unseen = with_unit(begin * ticks, "ns")
+    late = f"The first {unseen} of the step, before any operation was seen, are left out." if begin else ""
     used = {_colour(row.phase) for row in phases}
     return Chart(
         key="memory-step",
@@ -103,7 +104,7 @@ def step_memory(memory: MemoryAnswer) -> Chart:
         },
         table=tables.curves("table-memory-step", "Live tensors over the profile step", memory.step_curves),
         legend=tuple((name, WORDS.get(name, name)) for name in PHASES if name in used),
-        note=" ".join(filter(None, (note, shaded, f"The first {before} of the step have no row." if begin else ""))),
+        note=" ".join(filter(None, (note, shaded, late))),
     )
 
 

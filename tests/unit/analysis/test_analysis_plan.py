@@ -283,6 +283,7 @@ def test_prediction_and_measurement_stand_side_by_side() -> None:
     held = replace(held, parts=(*held.parts[:2], replace(held.parts[2], details=(("dataset", 4.0),))))
     rows = {row.label: row for row in predict(plan, None, [held])}
     assert rows["memory at the peak"].ratio == pytest.approx(2.0)
+    assert rows["memory at the peak"].note.endswith("; 4 B of it are the data set")
     assert rows["memory at the peak, data set apart"].measured == planned / 2 - 4
     assert rows["activations and temporary tensors at the peak"].ratio == 1.0
     assert rows["parameters at the peak"].measured is None

@@ -208,7 +208,7 @@ def test_a_step_whose_rows_begin_late_is_drawn_from_there_and_it_is_said():
     chart = charts_of(replace(answer, step_curves=late))["memory-step"]
     low, high = chart.spec["layout"]["xaxis"]["range"]
     assert (low, high) == pytest.approx((late[0].x_ns[0] / 1e9, late[0].x_ns[-1] / 1e9))
-    assert chart.note.endswith("The first 600\u00a0ms of the step have no row.")
+    assert chart.note.endswith("The first 600\u00a0ms of the step, before any operation was seen, are left out.")
 
 
 def test_zero_has_all_stages_with_and_without_offload_and_marks_this_run_once():
