@@ -236,7 +236,7 @@ class MemoryTracker:
         kind = storage.device.type
         space: Space = self._space if kind == "meta" else "host" if kind == "cpu" else "device"
         record = Allocation(storage.nbytes(), self._events, space)
-        record.shape = "x".join(map(str, tensor.shape))
+        record.shape = _shape(tensor)
         record.dtype = str(tensor.dtype).removeprefix("torch.")
         record.item_bytes = tensor.element_size()
         record.is_foreign = kind == "cpu" and (not storage.resizable() or storage.is_shared())
@@ -395,3 +395,11 @@ class MemoryTracker:
 
 def _was_alive(record: Allocation, event: int) -> bool:
     return record.born <= event and (record.died is None or record.died > event)
+
+
+def _shape(tensor: Any) -> str:
+    """Empty for what has no one shape (nested tensors)."""
+    try:
+        return "x".join(map(str, tensor.shape))
+    except RuntimeError:
+        return ""

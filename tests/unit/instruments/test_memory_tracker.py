@@ -311,6 +311,12 @@ def test_a_sparse_result_has_no_storage_and_does_no_harm():
     assert tracker.peak_bytes >= 12
 
 
+def test_a_tensor_without_one_shape_counts_and_does_no_harm():
+    nested = torch.nested.nested_tensor([torch.ones(3), torch.ones(2)])
+    tracker, live = track(lambda: torch.ones(5), known=[nested])
+    assert (live, tracker.peak_bytes) == (5 * FP32 + 5 * FP32, 5 * FP32 + 5 * FP32)
+
+
 def test_the_curve_keeps_its_extremes():
     curve = Curve()
     for time in range(3 * MAX_POINTS):
