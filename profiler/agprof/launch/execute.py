@@ -470,13 +470,14 @@ class _Supervisor(threading.Thread):
 
     def _note_ended_ranks(self) -> None:
         had_failed = self.first_failure is not None
+        now = time.monotonic_ns()  # of the look: which of two was first within one, nobody saw
         for rank in self.ranks.values():
             if rank.ended_ns is not None or processes.is_running(rank.pid):
                 continue
             rank.status = processes.zombie_status(rank.pid)
             if rank.status is None and rank.pidfd is not None:
                 rank.status = processes.pidfd_status(rank.pidfd)
-            rank.ended_ns = time.monotonic_ns()
+            rank.ended_ns = now
             if rank.pidfd is not None:
                 os.close(rank.pidfd)
                 rank.pidfd = None

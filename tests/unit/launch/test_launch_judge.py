@@ -34,6 +34,12 @@ def test_the_earliest_end_is_the_cause(tmp_path):
     assert [failure.rank for failure in verdict.failures] == [1, 0]
 
 
+def test_of_two_that_ended_at_one_look_the_one_that_was_stopped_is_not_the_cause(tmp_path):
+    verdict = judge(observed(seen(0, 15, 10), seen(1, 9, 10)), tmp_path, launcher="torchrun")
+    assert (verdict.reason, verdict.exit_code, verdict.signal) == ("killed", 137, "SIGKILL")
+    assert judge(observed(seen(0, 15, 9), seen(1, 9, 10)), tmp_path, launcher="torchrun").signal == "SIGTERM"
+
+
 def test_a_rank_nobody_saw_end_is_no_failure_of_a_good_job(tmp_path):
     verdict = judge(observed(seen(0, None, 5), seen(1, 0, 6), launcher=0), tmp_path, launcher="torchrun")
     assert (verdict.reason, verdict.exit_code, verdict.failures) == ("finished", 0, ())
