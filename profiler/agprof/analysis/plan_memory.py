@@ -132,8 +132,10 @@ def _update_copies(scenario: Scenario, states: ModelStates, device: PlannedDevic
     per_element = FP32 if states.framework == "deepspeed" else states.parameter_bytes
     if device == "gpu":
         return whole * per_element  # all tensors at once (foreach): one list of roots
-    largest = whole if flat else min(whole, scenario.largest_trainable)
-    return 2 * largest * per_element  # one tensor after the other: its root, and that divided
+    if flat:
+        return 2 * whole * per_element  # the partition is one tensor: its root, and that divided
+    shards = states.ranks if states.framework == "fsdp2" else 1
+    return scenario.update_copies / shards * per_element  # one tensor after the other
 
 
 def _state_parts(held: StateBytes, when: str) -> list[PlanPart]:

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,17 @@ def count_scenario(planned: Planned, varied: Varied, label: str, torch: Any, beg
         label=label,
         job=planned.job,
         size=model_size(planned.module),
-        largest_trainable=max((parameter.numel() for parameter in trained), default=0),
+        update_copies=update_copies([parameter.numel() for parameter in trained]),
         small_params=sum(p.numel() for p in parameters if p.numel() <= PERSISTENT_UP_TO),
         kinds=tuple(count_kind(planned.module, kind, torch) for kind in planned.kinds),
         seconds=time.monotonic() - began,
     )
+
+
+def update_copies(sizes: Sequence[int]) -> int:
+    """torch.optim.adam, _single_tensor_adam: a parameter's root and the root divided; the divided one of the parameter
+    before stays until then, for it is the loop's variable."""
+    return max((before + 2 * size for before, size in zip((0, *sizes), sizes, strict=False)), default=0)
 
 
 def model_size(module: Any) -> ModelSize:

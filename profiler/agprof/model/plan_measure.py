@@ -67,8 +67,8 @@ class Scenario:
     label: str
     job: Job
     size: ModelSize
-    largest_trainable: int
-    """Elements of the largest trained parameter."""
+    update_copies: int
+    """Elements of the copies that torch's Adam has at once where it updates one trained parameter after the other."""
     small_params: int
     """Elements of parameters that ZeRO-3 keeps whole: those of up to 100,000 elements."""
     kinds: tuple[MeasuredKind, ...]

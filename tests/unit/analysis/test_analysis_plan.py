@@ -48,7 +48,7 @@ def kind(name: str = "text", per_step: float = 2, forward: float = 10e12, **chan
 
 def scenario(**changes: Any) -> Scenario:
     values: dict[str, Any] = {
-        "varied": "as written", "label": "as written", "job": JOB, "size": size(), "largest_trainable": MILLION,
+        "varied": "as written", "label": "as written", "job": JOB, "size": size(), "update_copies": 3 * MILLION,
         "small_params": 0, "kinds": (kind(),), "seconds": 1.0,
     }  # fmt: skip
     return Scenario(**(values | changes))
@@ -100,7 +100,10 @@ def test_torch_optimizers_make_copies_and_fused_ones_do_not() -> None:
     torchs = with_job(fused, optimizer_kernel="torch")
     assert device_bytes(fused) == 16 * 100 * MILLION + 4  # the end of backward, which is no lower than the update
     assert peak_memory(torchs, "gpu").total("device") == 20 * 100 * MILLION, "all roots at once"
-    assert peak_memory(torchs, "cpu").total("device") == 16 * 100 * MILLION + 2 * 4 * MILLION, "one tensor at a time"
+    assert peak_memory(torchs, "cpu").total("device") == 16 * 100 * MILLION + 3 * 4 * MILLION, "one tensor at a time"
+    assert peak_memory(with_job(torchs, framework="fsdp2", ranks=4), "cpu").total("device") == (
+        (16 * 100 * MILLION + 3 * 4 * MILLION) / 4
+    ), "a shard of it"
 
 
 def test_sgd_keeps_nothing() -> None:

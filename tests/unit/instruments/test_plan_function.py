@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from agprof.instruments.memory_tracker import MemoryTracker
+from agprof.instruments.op_watch import watching
 from agprof.instruments.plan import variants_of
-from agprof.instruments.plan_count import count_kind, count_scenario, model_size
+from agprof.instruments.plan_count import count_kind, count_scenario, model_size, update_copies
 from agprof.instruments.plan_function import FunctionError, Kind, Planned, call, find_function
 
 WIDTH, ROWS = 32, 8
@@ -90,6 +92,21 @@ def test_sizes_count_shared_parameters_once() -> None:
     assert (size.params, size.trainable_params, size.frozen_params) == (2 * WIDTH**2, WIDTH**2, WIDTH**2)
     assert size.by_dtype == (("float32", 2 * WIDTH**2, WIDTH**2),)
     assert size.largest_layer_params == WIDTH**2
+
+
+def test_torch_s_adam_on_a_cpu_has_three_copies_of_neighbours_at_once() -> None:
+    """As torch 2.13 does it, held against torch itself."""
+    assert [update_copies(sizes) for sizes in ([], [5], [5, 100, 3], [90, 100])] == [0, 10, 205, 290]
+    sizes = [1_000, 64_000, 64_000, 9_000]
+    parameters = [nn.Parameter(torch.ones(size)) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW(parameters)
+    optimizer.step()
+    tracker = MemoryTracker(torch, stacks=False)
+    with watching(torch, listeners=[tracker.listen]):
+        optimizer.step()
+    assert tracker.peak_bytes == pytest.approx(FLOAT * update_copies(sizes), abs=100)
 
 
 def test_a_forward_without_a_loss_has_no_backward() -> None:
