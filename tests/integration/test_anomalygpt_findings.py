@@ -1,4 +1,4 @@
-"""The faithful AnomalyGPT shows what WORKLOADS says of it, with plausible figures, and its switches silence each."""
+"""The faithful AnomalyGPT shows the habits that docs/anomalygpt.md names, with plausible figures, and switches silence each."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def share(text: str, before: str) -> float:
 def test_the_recomputed_text_features_are_named_with_their_share(faithful: dict[str, Any]) -> None:
     finding = faithful["repeated-inputs"]
     assert "visual_encoder.modality_trunks.text" in finding["title"]
-    # WORKLOADS A14: 20 % of a micro-step with a bank at full size, 28 % without; the tiny vision tower, with ten images
+    # At full size 20 % of a micro-step with a bank, 28 % without; the tiny vision tower, with ten images
     # more in this step, is larger beside the text tower
     assert 0.08 < share(finding["title"], "of the step's FLOPs") < 0.2
     # 18 of 36 calls are about `object`, all but the first two seen before

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agprof.model.plan_answers import PlanAnswer
 
 BUDGET_S = 30.0
-MIN_WIDTH = 108
+MIN_WIDTH = 120
 
 
 def plan(
