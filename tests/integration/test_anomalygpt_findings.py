@@ -1,4 +1,4 @@
-"""The faithful AnomalyGPT shows the habits that docs/anomalygpt.md names, with plausible figures, and switches silence each."""
+"""The faithful AnomalyGPT shows its habits (docs/anomalygpt.md) with plausible figures; its switches silence each."""
 
 import json
 import re
