@@ -68,9 +68,9 @@ def zero_rows(written: Scenario, device: PlannedDevice) -> Iterator[PlanRow]:
         )
         yield row(changed, "zero_stage", f"ZeRO-{stage}", device)
     for stage, param, label in (
-        (2, False, "ZeRO-2, optimizer on the host"),
-        (3, False, "ZeRO-3, optimizer on the host"),
-        (3, True, "ZeRO-3, optimizer and parameters on the host"),
+        (2, False, "ZeRO-2 + offload"),
+        (3, False, "ZeRO-3 + offload"),
+        (3, True, "ZeRO-3 + offload of all"),
     ):
         changed = with_job(
             written,

@@ -108,8 +108,8 @@ def _row(
 
 
 def _label(row: ZeroRow) -> str:
-    aside = [word for word, is_so in (("optimizer", row.offload_optimizer), ("parameters", row.offload_param)) if is_so]
-    return f"ZeRO-{row.stage}" + (f", {' and '.join(aside)} on the host" if aside else "")
+    offload = {(False, False): "", (True, False): " + offload", (True, True): " + offload of all"}
+    return f"ZeRO-{row.stage}{offload.get((row.offload_optimizer, row.offload_param), ' + offload of parameters')}"
 
 
 def _measured_parts(account: MemoryAccount) -> tuple[PlanPart, ...]:

@@ -175,9 +175,9 @@ def test_the_table_has_the_stages_offload_and_each_variant() -> None:
     labels = [row.label for row in plan.rows]
     assert labels[:4] == ["ZeRO-0", "ZeRO-1", "ZeRO-2", "ZeRO-3"]
     assert labels[4:7] == [
-        "ZeRO-2, optimizer on the host",
-        "ZeRO-3, optimizer on the host",
-        "ZeRO-3, optimizer and parameters on the host",
+        "ZeRO-2 + offload",
+        "ZeRO-3 + offload",
+        "ZeRO-3 + offload of all",
     ]
     assert labels[7:] == ["micro-batch 2"]
     assert plan.rows[2].device_bytes == plan.as_written.device_bytes

@@ -111,7 +111,7 @@ def test_the_table_is_for_people(capsys, mine):
     code, out, _ = run(capsys, str(mine), "--budget", "0", "--ranks", "4", "--set", "args.width=32")
     assert code == 0
     assert "1,056 parameters, 1,056 trained: as written each of 4 ranks needs" in out
-    assert "ZeRO-3, optimizer and parameters on" in out
+    assert "ZeRO-3 + offload of all" in out
     assert "left out, as the time of --budget was over: micro-batch 2048" in out
     assert "fits GB" in out
 
