@@ -51,6 +51,7 @@ def model_states(scenario: Scenario) -> ModelStates:
         state_bytes=0.0 if STATES[job.optimizer] == 0 else None,
         accumulates=job.accumulation > 1,
         persistent=scenario.small_params,
+        gathered=scenario.group_params if job.framework == "fsdp2" else None,
         bucket=job.bucket_elements,
         overlap_comm=False,
     )

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ def count_scenario(planned: Planned, varied: Varied, label: str, torch: Any, beg
         size=model_size(planned.module),
         update_copies=update_copies([parameter.numel() for parameter in trained]),
         small_params=sum(p.numel() for p in parameters if p.numel() <= PERSISTENT_UP_TO),
+        group_params=group_params(planned.module),
         kinds=tuple(count_kind(planned.module, kind, torch) for kind in planned.kinds),
         seconds=time.monotonic() - began,
     )
@@ -39,6 +40,23 @@ def update_copies(sizes: Sequence[int]) -> int:
     """torch.optim.adam, _single_tensor_adam: a parameter's root and the root divided; the divided one of the parameter
     before stays until then, for it is the loop's variable."""
     return max((before + 2 * size for before, size in zip((0, *sizes), sizes, strict=False)), default=0)
+
+
+def group_params(module: Any) -> int:
+    """Blocks are the outermost modules of lists (`layers.0`)."""
+    blocks: list[set[Any]] = []
+    within = ""
+    for path, inner in module.named_modules():
+        if path.rpartition(".")[2].isdigit() and not (within and path.startswith(within)):
+            within = f"{path}."
+            blocks.append(set(inner.parameters()))
+    sizes = [_elements(block) for block in blocks]
+    outside = set(module.parameters()).difference(*blocks)
+    return _elements(outside) + max(sizes, default=0)
+
+
+def _elements(parameters: Iterable[Any]) -> int:
+    return sum(int(parameter.numel()) for parameter in parameters)
 
 
 def model_size(module: Any) -> ModelSize:

@@ -71,6 +71,9 @@ class Scenario:
     """Elements of the copies that torch's Adam has at once where it updates one trained parameter after the other."""
     small_params: int
     """Elements of parameters that ZeRO-3 keeps whole: those of up to 100,000 elements."""
+    group_params: int = 0
+    """Elements that FSDP2 gathers at once where each block of the model is a group: what is in no block stays whole
+    in forward and backward, and one block beside it."""
     kinds: tuple[MeasuredKind, ...]
     seconds: float
     """What building and counting took."""

@@ -233,7 +233,7 @@ def _fsdp2(states: ModelStates, moment: Moment) -> StateBytes:
     Gradients stand as with DDP.
     """
     shard = states.trainable / states.ranks
-    inside = 0 if moment == "standing" else (states.gathered or 0)
+    inside = (states.gathered or 0) if moment == "backward" else 0
     return StateBytes(
         parameters=Bytes(_whole_parameters(states) / states.ranks + inside * states.parameter_bytes),
         gradients=Bytes(shard * states.parameter_bytes),

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from agprof.analysis.plan_memory import model_states, peak_memory
 from agprof.instruments.memory_tracker import MemoryTracker
 from agprof.instruments.op_watch import watching
 from agprof.instruments.plan import variants_of
-from agprof.instruments.plan_count import count_kind, count_scenario, model_size, update_copies
+from agprof.instruments.plan_count import count_kind, count_scenario, group_params, model_size, update_copies
 from agprof.instruments.plan_function import FunctionError, Kind, Planned, call, find_function
+from agprof.model.zero import zero_memory
 
 WIDTH, ROWS = 32, 8
 FLOAT = 4
@@ -92,6 +94,28 @@ def test_sizes_count_shared_parameters_once() -> None:
     assert (size.params, size.trainable_params, size.frozen_params) == (2 * WIDTH**2, WIDTH**2, WIDTH**2)
     assert size.by_dtype == (("float32", 2 * WIDTH**2, WIDTH**2),)
     assert size.largest_layer_params == WIDTH**2
+
+
+def test_fsdp2_s_group_is_a_block_and_what_is_in_none() -> None:
+    with torch.device("meta"):
+        blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, size, False), nn.Linear(size, 4, False)) for size in (2, 8, 3)
+        )
+        model = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "layers": blocks, "head": nn.Linear(4, 10, False)})
+    model["head"].weight = model["embedding"].weight
+    assert group_params(model) == 10 * 4 + 2 * 4 * 8
+    assert group_params(nn.Linear(3, 5, False)) == 15
+
+
+def test_fsdp2_has_a_group_of_parameters_whole_in_backward() -> None:
+    layers = 3
+    module = stack(layers)
+    value = {"module": module, "micro_steps": [micro_step(module)], "framework": "fsdp2", "optimizer_kernel": "fused"}
+    counted_ = count_scenario(planned(value), "as written", "as written", torch, 0.0)
+    parts = {part.part: part.bytes for part in peak_memory(counted_, "gpu").parts}
+    assert parts["parameters"] == FLOAT * WIDTH**2 * (layers / 2 + 1)  # two ranks; each layer is a block
+    update = zero_memory(model_states(counted_), "update")
+    assert update.parameters.device == FLOAT * WIDTH**2 * layers / 2
 
 
 def test_torch_s_adam_on_a_cpu_has_three_copies_of_neighbours_at_once() -> None:
