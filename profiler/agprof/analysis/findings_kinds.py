@@ -44,11 +44,11 @@ def bimodal_steps(evidence: Evidence) -> Finding | None:
     if kinds is None:
         return None
     name = kinds.range_name
-    by = f", with and without `{name[:60]}`" if name is not None else ""
-    two = f"{format_value(kinds.fast_ns, 'ns')} and {format_value(kinds.slow_ns, 'ns')}"
+    fast, slow = format_value(kinds.fast_ns, "ns"), format_value(kinds.slow_ns, "ns")
+    two = f"{slow} with `{name[:60]}`, {fast} without" if name is not None else f"{fast} and {slow}"
     return Finding(
         key="bimodal-steps",
-        title=f"Steps come in two kinds: {two}{by}",
+        title=f"Steps come in two kinds: {two}",
         evidence=f"{percent(kinds.slow_share)} of {kinds.steps} steady steps are of the slow kind; {kinds.where}",
         section="time",
         saving_ns_per_step=saving(
