@@ -94,7 +94,7 @@ def _confidence(evidence: Evidence) -> str:
     interval = format_interval(figure)
     present, expected = len(evidence.view.ranks), evidence.view.run.manifest.get("ranks")
     ranks = f"{present} of {expected} ranks" if isinstance(expected, int) else f"{present} ranks"
-    words = f"measured over {n} steady step{'' if n == 1 else 's'} of {ranks}"
+    words = f"measured over {n} steady step{'' if n == 1 else 's'} of {ranks}, as means"
     if figure.value and figure.low is not None and figure.high is not None and n > 1:
         words += f"; the median step lies in {interval} {format_value(figure.value, 'ns').split()[-1]}"
         if (figure.high - figure.low) / figure.value > 0.1:

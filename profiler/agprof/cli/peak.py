@@ -30,8 +30,8 @@ def peak(
     """Measure what the device at hand can do, as a ceiling for runs.
 
     Times large matrix products in each element type and copies of large arrays, several times each. The best
-    medians go into agprof's cache, in place of those before. `agprof run` copies them into each run, whose report then
-    says how much of them was used.
+    medians go into agprof's cache, in place of those before (unless they had to share their cores and those had not).
+    `agprof run` copies them into each run, whose report then says how much of them was used.
     Stop other work on the device first: the ceiling is that of one process that has it for itself (docs/peak.md).
     """
     import os
@@ -59,7 +59,7 @@ def peak(
         )
         path = launch.keep(ceiling, os.environ)
         print("\n".join(_lines(ceiling)), flush=True)
-        _say(f"kept in {path}")
+        _say(f"kept in {path}" if path is not None else "not kept: the one before had its cores for itself")
 
     if device == "cuda" or (device == "auto" and not threads and host.has_gpu()):
         try:
@@ -92,7 +92,7 @@ def _indented(say: Callable[[str], None]) -> Callable[[str], None]:
 def _lines(ceiling: "MeasuredCeiling") -> list[str]:
     """The result as text: a line per element type, and one for the memory."""
     threads = f", {ceiling.threads} thread{'s' * (ceiling.threads > 1)}" if ceiling.threads else ""
-    from agprof.model.ceilings import ALONE
+    from agprof.launch.peak import had_to_share
 
     lines = [f"{ceiling.device_name}{threads}"]
     lines += [_product_line(product) for product in ceiling.products]
@@ -102,7 +102,7 @@ def _lines(ceiling: "MeasuredCeiling") -> list[str]:
     if noisy:
         apart = f"single measurements of {', '.join(noisy)} lie more than {NOISY:.0%} apart"
         lines.append(f"  note: {apart}: was anything else running?")
-    if ceiling.cpu_share is not None and ceiling.cpu_share < ALONE:
+    if had_to_share(ceiling):
         lines.append(f"  note: the measurement got {ceiling.cpu_share:.0%} of its cores' time: measure again when idle")
     return lines
 

@@ -8,8 +8,9 @@ event says that they are there.
 from collections.abc import Callable
 from typing import Any
 
-MAX_ELEMENTS = 1 << 24
-"""Larger tensors are not looked at."""
+MAX_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 20}
+"""Larger tensors are not looked at, nor those of other devices: a checksum needs 8 bytes an element for a moment, which
+a GPU that is nearly full must not miss."""
 MAX_ITEMS = 4096
 _STRIDE = 0x9E3779B97F4A7C15
 
@@ -48,7 +49,7 @@ class Fingerprints:
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
             return None
         kind = tensor.device.type
-        if kind not in ("cpu", "cuda") or tensor.numel() > MAX_ELEMENTS or tensor.element_size() > 8:
+        if tensor.numel() > MAX_ELEMENTS.get(kind, -1) or tensor.element_size() > 8:
             return None
         if tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or tensor.dtype.is_complex:
             return None

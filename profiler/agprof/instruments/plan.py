@@ -154,11 +154,11 @@ def variants_of(job: Job) -> Iterator[Variant]:
     """One change each, of what the job says about itself; the most telling first, as there may not be time for all."""
     if job.micro_batch is not None:
         yield _micro_batch(job.micro_batch * 2)
+    if job.lora is not None:
+        yield Variant("lora", f"{'without' if job.lora else 'with'} LoRA", {"lora": not job.lora})
     if job.checkpointing is not None:
         word = "without" if job.checkpointing else "with"
         yield Variant("checkpointing", f"{word} activation checkpointing", {"checkpointing": not job.checkpointing})
-    if job.lora is not None:
-        yield Variant("lora", f"{'without' if job.lora else 'with'} LoRA", {"lora": not job.lora})
     if job.sequence_length is not None:
         yield _sequence(job.sequence_length * 2)
     if job.micro_batch is not None:

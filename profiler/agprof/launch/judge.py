@@ -124,9 +124,7 @@ def _failed_ranks(
         ends.append(_End(rank, row.get("local_rank"), row.get("pid"), row.get("exitcode"), row.get("signal"), None))
     # A rank without a time of ours ended before we found it, and so before any other. Of two that were seen to have
     # ended at one look, the one that was asked to end is not the cause.
-    ends.sort(
-        key=lambda end: (end.monotonic_ns is not None, end.monotonic_ns or 0, end.signal == "SIGTERM", end.rank)
-    )
+    ends.sort(key=lambda end: (end.monotonic_ns is not None, end.monotonic_ns or 0, end.signal == "SIGTERM", end.rank))
     if ends and ends[0].code is None and logged is not None:
         ends[0] = replace(ends[0], code=logged[0], signal=logged[1])
     # Of the others nothing is known but that the job failed: say nothing rather than guess.

@@ -15,7 +15,7 @@ from agprof.errors import LaunchError
 from agprof.launch import host
 from agprof.launch.folder import write_json
 from agprof.launch.plan import without_launchers
-from agprof.model.ceilings import CEILING_VERSION, MeasuredCeiling, read_ceiling
+from agprof.model.ceilings import ALONE, CEILING_VERSION, MeasuredCeiling, read_ceiling
 from agprof.store import layout
 
 MODULE = "agprof.instruments.peak_bench"
@@ -95,9 +95,15 @@ def cpu_key() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def keep(ceiling: MeasuredCeiling, environ: Mapping[str, str]) -> Path:
-    """Write the result into the cache, over the one before; its file. Raises LaunchError."""
+def keep(ceiling: MeasuredCeiling, environ: Mapping[str, str]) -> Path | None:
+    """Write the result into the cache, over the one before; its file. Raises LaunchError.
+
+    None when it had to share its cores and the one before did not: then that one stays.
+    """
     path = peaks_dir(environ) / _file_name(ceiling)
+    before = _read(path)
+    if had_to_share(ceiling) and before is not None and not had_to_share(before):
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, ceiling.to_dict())
@@ -124,12 +130,24 @@ def kept(environ: Mapping[str, str]) -> list[MeasuredCeiling]:
     found = []
     for pattern in patterns:
         for file in sorted(peaks_dir(environ).glob(pattern)):
-            try:
-                if file.is_file() and file.stat().st_size <= MAX_FILE_BYTES:
-                    found.append(read_ceiling(json.loads(file.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, RecursionError):
-                continue
+            ceiling = _read(file)
+            if ceiling is not None:
+                found.append(ceiling)
     return found
+
+
+def had_to_share(ceiling: MeasuredCeiling) -> bool:
+    """It did not get its cores for itself, and may be too low."""
+    return ceiling.cpu_share is not None and ceiling.cpu_share < ALONE
+
+
+def _read(file: Path) -> MeasuredCeiling | None:
+    try:
+        if file.is_file() and file.stat().st_size <= MAX_FILE_BYTES:
+            return read_ceiling(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        pass
+    return None
 
 
 def copy_into(run_dir: Path, environ: Mapping[str, str] = os.environ) -> None:

@@ -69,6 +69,15 @@ def test_each_device_and_number_of_threads_has_one_file(environ: dict[str, str])
     assert {each.threads: each.quick for each in launch.kept(environ)} == {1: False, 2: True}
 
 
+def test_a_busy_machine_does_not_spoil_what_an_idle_one_gave(environ: dict[str, str]) -> None:
+    shares = []
+    for share in (0.5, 0.6, 0.99, 0.7, 0.95):
+        launch.keep(ceiling(1, cpu_share=share), environ)
+        shares.append(launch.kept(environ)[0].cpu_share)
+    assert shares == [0.5, 0.6, 0.99, 0.99, 0.95]
+    assert launch.keep(ceiling(1, cpu_share=0.5), environ) is None
+
+
 def test_other_cpus_of_a_shared_home_are_not_taken(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     launch.keep(ceiling(1), environ)
     monkeypatch.setattr(host, "cpu_flags", lambda: "avx1024")
@@ -87,6 +96,7 @@ def test_gpus_are_taken_where_there_are_any(environ: dict[str, str], monkeypatch
 
 def test_files_that_can_not_be_read_count_as_none(environ: dict[str, str]) -> None:
     path = launch.keep(ceiling(1), environ)
+    assert path is not None
     for text in ("", "[1]", "{", "[" * 100_000, "x" * (launch.MAX_FILE_BYTES + 1)):
         path.write_text(text)
         assert launch.kept(environ) == []
