@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from agprof.instruments.flops_count import FlopsCount, Totals
+from agprof.instruments.flops_count import FlopsCount
+from agprof.instruments.flops_totals import Totals
 from agprof.instruments.op_watch import watching
 
 ALL_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -5,9 +5,10 @@ Writes `modules`, `operations` and the facts `compute.*`.
 
 from typing import Any
 
-from agprof.instruments.flops_count import FlopsCount, Totals
+from agprof.instruments.flops_count import FlopsCount
 from agprof.instruments.flops_deepspeed import DeepSpeedFigure, is_used
 from agprof.instruments.flops_tables import module_rows, operation_rows, parameters
+from agprof.instruments.flops_totals import Totals
 from agprof.instruments.module_spans import ModuleSpans
 from agprof.instruments.op_places import ModuleCall, Operation
 from agprof.instruments.op_watch import OpWatch
@@ -27,6 +28,8 @@ class FlopsPart(StepPart):
         self._count: FlopsCount | None = None
         self._first: _FirstForward | None = None
         self._micro_steps: int | None = None
+        self._late: _Counted | None = None
+        """A step that the device had not done when it ended."""
 
     def begin(self, step: int, watch: OpWatch) -> None:
         self._count = FlopsCount(self._torch, in_update=lambda: self._recorder.phase() == "optimizer")
@@ -44,15 +47,37 @@ class FlopsPart(StepPart):
         self.abandon()
         if count is None:
             return  # a fault has said why
-        append = self._recorder.writer.append
-        for module, number in roots:
-            for row in module_rows(step, number, module, count):
-                append("modules", row)
-        for row in operation_rows(step, count):
-            append("operations", row)
-        self._write_facts(count, micro_steps)
+        counted = _Counted(step, roots, count, micro_steps)
+        if count.times.is_settled():
+            self._write(counted)
+        else:
+            self._late = counted
+            self._recorder.on_step_end.append(self._recorder.guard(INSTRUMENT, self._write_late))
+            self._recorder.on_finish.append((INSTRUMENT, self._write_at_last))
         if first is not None:
             first.write_facts(self._recorder)
+
+    def _write_late(self, _ended: int) -> None:
+        if self._late is not None and self._late.count.times.is_settled():
+            counted, self._late = self._late, None
+            self._write(counted)
+
+    def _write_at_last(self) -> None:
+        self._write_late(0)
+        if self._late is not None:
+            counted, self._late = self._late, None
+            counted.count.times.give_up()
+            self._write(counted)
+
+    def _write(self, counted: "_Counted") -> None:
+        append, count = self._recorder.writer.append, counted.count
+        count.times.settle()
+        for module, number in counted.roots:
+            for row in module_rows(counted.step, number, module, count):
+                append("modules", row)
+        for row in operation_rows(counted.step, count):
+            append("operations", row)
+        self._write_facts(count, counted.micro_steps)
 
     def abandon(self) -> None:
         first, self._first = self._first, None
@@ -115,6 +140,16 @@ class FlopsPart(StepPart):
         if call.outer is not None or not call.gradients or not self._roots:
             return False
         return call.module is max((root for root, _number in self._roots), key=_importance)
+
+
+class _Counted:
+    """A step that is over."""
+
+    def __init__(self, step: int, roots: list[tuple[Any, int]], count: FlopsCount, micro_steps: int | None) -> None:
+        self.step = step
+        self.roots = roots
+        self.count = count
+        self.micro_steps = micro_steps
 
 
 class _FirstForward:

@@ -9,55 +9,12 @@ from typing import Any
 
 from agprof.instruments.causality import causality
 from agprof.instruments.flops_formulas import Formula, Formulas, recomputed_share
+from agprof.instruments.flops_totals import KindTotals, OpTimes, Totals
 from agprof.instruments.module_paths import ModulePaths
 from agprof.instruments.op_places import ModuleCall, NodeKey, Operation, Pass
 
 _COMMUNICATION = ("c10d", "_c10d_functional", "c10d_functional")
 """Namespaces whose operations are measured elsewhere, and are no time of a module."""
-
-
-class Totals:
-    """Sums over operations. FLOPs are integers as long as shapes are."""
-
-    __slots__ = (
-        "attention_flops", "backward_bytes", "backward_flops", "backward_ns", "calls", "forward_bytes", "forward_flops",
-        "forward_ns", "modelled_backward_flops", "modelled_forward_flops", "recomputed_calls", "recomputed_flops",
-        "recomputed_ns",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        for name in self.__slots__:
-            setattr(self, name, 0)
-
-    calls: int
-    recomputed_calls: int
-    forward_flops: int
-    backward_flops: int
-    recomputed_flops: int
-    attention_flops: int
-    modelled_forward_flops: int
-    modelled_backward_flops: int
-    forward_bytes: int
-    backward_bytes: int
-    forward_ns: int
-    backward_ns: int
-    recomputed_ns: int
-
-    def add(self, other: "Totals") -> None:
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-class KindTotals:
-    """Operations of one pass, kind and element type."""
-
-    __slots__ = ("bytes", "calls", "duration_ns", "flops")
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.flops = 0
-        self.bytes = 0
-        self.duration_ns = 0
 
 
 class FlopsCount:
@@ -87,8 +44,7 @@ class FlopsCount:
         """Of `total.attention_flops`: of attention that looks at earlier positions only."""
         self.unclear_flops = 0
         """Of them: of attention that does not tell whether it does."""
-        self.timed = True
-        """False when an operation had no duration."""
+        self.times = OpTimes()
 
     @property
     def forward(self) -> int:
@@ -159,34 +115,29 @@ class FlopsCount:
         if getattr(function, "namespace", None) in _COMMUNICATION:
             return
         formula = self._formulas.of(function)
-        duration = operation.duration_ns
-        if duration is None:
-            self.timed = False
-            duration = 0
         sums = self._sums_for(operation)
         if formula is None:
             if function in self._copying:
                 self._copied(operation)
-            self._kind(operation.in_pass, "other", self._dtype(operation), 0, 0, duration)
-            _add_time(sums, operation.in_pass, duration)
+            self.times.spend(operation, sums, self._kind(operation.in_pass, "other", self._dtype(operation), 0, 0))
             return
         flops = int(formula.flops(*operation.args, **operation.kwargs, out_val=operation.result))
         kind, is_causal = self._role(operation, formula)
         moved = self._bytes(operation)
-        again, again_ns = self._computed_again(operation, formula, flops, duration)
+        share = self._computed_again(operation, formula)
+        again = flops * share[0] // share[1]
         dtype = self._dtype(operation)
-        self._kind(operation.in_pass, kind, dtype, flops - again, moved, duration - again_ns)
-        if again:
-            self._kind("recomputed", kind, dtype, again, 0, again_ns, calls=0)
+        in_kind = self._kind(operation.in_pass, kind, dtype, flops - again, moved)
+        again_kind = self._kind("recomputed", kind, dtype, again, 0, calls=0) if again else None
         if operation.in_pass == "outside" and self._in_update():
             self.update_flops += flops
+            self.times.spend(operation, [], in_kind)
             return
+        self.times.spend(operation, sums, in_kind, again_kind, share)
         if kind == "attention" and operation.in_pass != "recomputed":
             self._attend(sums, flops - again, is_causal)
         for total in sums:
             _add_flops(total, operation.in_pass, flops - again, again, moved)
-        _add_time(sums, operation.in_pass, duration - again_ns)
-        _add_time(sums, "recomputed", again_ns)
         self._model(sums, operation, formula, flops)
 
     def _sums_for(self, operation: Operation) -> list[Totals]:
@@ -205,9 +156,7 @@ class FlopsCount:
         site: Totals = call.site
         return site
 
-    def _kind(
-        self, in_pass: Pass, kind: str, dtype: str | None, flops: int, moved: int, duration: int, calls: int = 1
-    ) -> None:
+    def _kind(self, in_pass: Pass, kind: str, dtype: str | None, flops: int, moved: int, calls: int = 1) -> KindTotals:
         key = (in_pass, kind, dtype)
         totals = self.kinds.get(key)
         if totals is None:
@@ -215,7 +164,7 @@ class FlopsCount:
         totals.calls += calls
         totals.flops += flops
         totals.bytes += moved
-        totals.duration_ns += duration
+        return totals
 
     def _attend(self, sums: list[Totals], flops: int, is_causal: bool | None) -> None:
         for total in sums:
@@ -262,14 +211,13 @@ class FlopsCount:
             self._copies_of_weights = WeakTensorKeyDictionary()
         self._copies_of_weights[operation.result] = None
 
-    def _computed_again(self, operation: Operation, formula: Formula, flops: int, duration: int) -> tuple[int, int]:
-        """FLOPs and time of the scores that an attention kernel computes again in its backward; the time in proportion
-        to the FLOPs, for it is one kernel."""
+    def _computed_again(self, operation: Operation, formula: Formula) -> tuple[int, int]:
+        """Share of the FLOPs for the scores that an attention kernel computes again in its backward, and of its time,
+        for it is one kernel. Numerator and denominator."""
         if formula.kind != "attention" or not formula.backward or operation.in_pass == "recomputed":
-            return 0, 0
+            return 0, 1
         query, _key, value = formula.operands
-        numerator, denominator = recomputed_share(operation.args[query], operation.args[value])
-        return flops * numerator // denominator, duration * numerator // denominator
+        return recomputed_share(operation.args[query], operation.args[value])
 
     def _dtype(self, operation: Operation) -> str | None:
         for value in (*operation.args, operation.result):
@@ -347,13 +295,3 @@ def _add_flops(total: Totals, in_pass: Pass, flops: int, again: int, moved: int)
         total.forward_flops += flops
         total.forward_bytes += moved
     total.recomputed_flops += again
-
-
-def _add_time(sums: list[Totals], in_pass: Pass, duration: int) -> None:
-    for total in sums:
-        if in_pass == "backward":
-            total.backward_ns += duration
-        elif in_pass == "recomputed":
-            total.recomputed_ns += duration
-        else:
-            total.forward_ns += duration

@@ -12,7 +12,7 @@ def module_rows(step: int, number: int, root: Any, count: FlopsCount) -> Iterato
     """Rows of one tree; none when nothing of it was called."""
     for order, (path, module, sums) in enumerate(count.modules(root)):
         params, trainable = parameters(module)
-        times = (sums.forward_ns, sums.backward_ns, sums.recomputed_ns) if count.timed else (None, None, None)
+        times = (sums.forward_ns, sums.backward_ns, sums.recomputed_ns) if count.times.known else (None, None, None)
         yield (
             step,
             number,
@@ -40,9 +40,8 @@ def module_rows(step: int, number: int, root: Any, count: FlopsCount) -> Iterato
 def operation_rows(step: int, count: FlopsCount) -> Iterator[Row]:
     for (in_pass, kind, dtype), sums in sorted(count.kinds.items(), key=lambda item: tuple(map(str, item[0]))):
         moved = None if kind == "other" else float(sums.bytes)
-        yield (
-            step, in_pass, kind, dtype, sums.calls, float(sums.flops), moved, sums.duration_ns if count.timed else None,
-        )  # fmt: skip
+        duration = sums.duration_ns if count.times.known else None
+        yield step, in_pass, kind, dtype, sums.calls, float(sums.flops), moved, duration
 
 
 def parameters(module: Any) -> tuple[int, int]:

@@ -37,7 +37,7 @@ class Operation:
     """One dispatched operation. Valid only while a listener is called: holding it would keep its tensors."""
 
     __slots__ = (
-        "args", "call", "duration_ns", "function", "gradients", "in_function", "in_pass", "kwargs", "node",
+        "args", "call", "duration_ns", "function", "gradients", "in_function", "in_pass", "kwargs", "node", "pair",
         "recomputes", "result",
     )  # fmt: skip
 
@@ -61,6 +61,8 @@ class Operation:
         """The node of the checkpoint that computes this again, where its first forward ran without gradients."""
         self.duration_ns: int | None = None
         """Time of the call; None where calls return before the device has done them."""
+        self.pair: Any = None
+        """There: the events around it (`op_timer`); None when it is not timed."""
 
     @property
     def module(self) -> Any:

@@ -10,6 +10,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from agprof.instruments.op_places import ModuleCall, Operation, OpPlaces
+from agprof.instruments.op_timer import OpTimer
 
 Listener = Callable[[Operation], None]
 
@@ -18,10 +19,12 @@ class OpWatch:
     """Owns the dispatch mode and the hooks that tell which module is in progress.
 
     Listeners run on the training's thread with the mode off; what they raise goes to `on_error`, never into the
-    training. `timed` is False on a device that works asynchronously.
+    training. `timer` is given where a device works asynchronously.
     """
 
-    def __init__(self, torch: Any, on_error: Callable[[str, BaseException], None], *, timed: bool = True) -> None:
+    def __init__(
+        self, torch: Any, on_error: Callable[[str, BaseException], None], *, timer: OpTimer | None = None
+    ) -> None:
         self.torch = torch
         self.listeners: list[Listener] = []
         self.on_call: list[Callable[[ModuleCall], None]] = []
@@ -29,7 +32,7 @@ class OpWatch:
         self.on_return: list[Callable[[ModuleCall], None]] = []
         """Called when it ends, also by an exception."""
         self._on_error = on_error
-        self._timed = timed
+        self._timer = timer
         self._places = OpPlaces(torch)
         self._watched: set[int] = set()
         self._handles: list[Any] = []
@@ -129,12 +132,38 @@ class OpWatch:
             self._places.place(operation)
         except Exception as error:
             self._on_error("place", error)
+        event = self._begin_event()
         begin = perf_counter_ns()
         operation.result = result = function(*args, **kwargs)
-        if self._timed:
+        if self._timer is None or not self._is_on_device((*args, result)):
             operation.duration_ns = perf_counter_ns() - begin
+        else:
+            self._end_event(operation, event)
         self._tell(self.listeners, operation)
         return result
+
+    def _begin_event(self) -> Any:
+        if self._timer is None:
+            return None
+        try:
+            return self._timer.begin()
+        except Exception as error:
+            self._on_error("begin event", error)
+            return None
+
+    def _end_event(self, operation: Operation, event: Any) -> None:
+        try:
+            operation.pair = self._timer.end(event) if self._timer is not None else None
+        except Exception as error:
+            self._on_error("end event", error)
+
+    def _is_on_device(self, values: tuple[Any, ...]) -> bool:
+        """Any of an operation's tensors is."""
+        for value in values:
+            for held in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(held, self.torch.Tensor) and not held.is_cpu:
+                    return True
+        return False
 
     def _tell(self, listeners: Sequence[Callable[[Any], None]], what: Any) -> None:
         for listener in listeners:

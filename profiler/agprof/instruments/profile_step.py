@@ -9,6 +9,7 @@ import sys
 import weakref
 from typing import Any
 
+from agprof.instruments.op_timer import cuda_op_timer
 from agprof.instruments.op_watch import OpWatch
 from agprof.instruments.recorder import Recorder
 
@@ -109,8 +110,8 @@ class ProfileStep:
             self._refuse(hindrance)
             return
         # A device that works asynchronously returns before it has done an operation.
-        timed = not self._torch.cuda.is_initialized()
-        self._watch = OpWatch(self._torch, self._note_fault, timed=timed)
+        timer = cuda_op_timer(self._torch) if self._torch.cuda.is_initialized() else None
+        self._watch = OpWatch(self._torch, self._note_fault, timer=timer)
         self._running = True
         for instrument, part in self._parts:
             self._recorder.guard(instrument, part.begin)(self._step, self._watch)
