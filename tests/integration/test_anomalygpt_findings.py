@@ -146,6 +146,7 @@ FIRST = ("cache-text", "reuse-taps", "quiet", "large-buckets", "drop-inert-block
 SECOND = ("encode-class-once", "steady-bank", "cache-bank", "focal-on-device", "read-per-step")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("switches", "silenced", "left"),
     [

@@ -46,7 +46,7 @@ def error_line(text: str) -> str:
     return line
 
 
-LIMIT = ("--address-space", str(600 * MIB), "--batch", "256", "--grow", "6")
+LIMIT = ("--address-space", str(800 * MIB), "--batch", "256", "--grow", "6")
 
 
 def test_a_failing_allocation_ends_the_job_as_it_would_without_us(tmp_path: Path) -> None:
