@@ -138,6 +138,7 @@ def test_both_ranks_print_every_sample(faithful: dict[str, Any]) -> None:
     assert "texts:" in faithful["much-output"]["evidence"]
 
 
+@pytest.mark.slow
 def test_fixed_silences_them_all(tmp_path: Path) -> None:
     assert not of_the_job(findings(run(tmp_path, "args.fixed=true"))) & HABITS
 

@@ -77,7 +77,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("instrument", list(CASES))
+IN_CI_ONLY = {
+    "training at its arming", "data.counts", "flops at an operation", "memory account at its end", "ledger", "nvtx",
+    "optimizer state", "rlhf",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "instrument",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in IN_CI_ONLY else []) for name in CASES],
+)
 def test_a_broken_instrument_is_reported_and_the_training_goes_on(instrument: str, tmp_path: Path) -> None:
     breaks, command = CASES[instrument]
     (tmp_path / "site").mkdir()

@@ -26,6 +26,7 @@ def script() -> ModuleType:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_the_account_closes_in_every_stage(tmp_path: Path) -> None:
     """Four runs, each stage once, offload twice; some 90 seconds on two quiet cores."""
     done = subprocess.run(

@@ -91,6 +91,7 @@ def test_numpy_outside_of_any_phase(tmp_path: Path) -> None:
     assert report["memory"]["oom"]["wanted_bytes"] == 8 * 10**12
 
 
+@pytest.mark.slow
 def test_a_loop_that_catches_it_goes_on(tmp_path: Path) -> None:
     options = (*LIMIT, "--catch", "--steps", "6")
     plain = run([sys.executable, str(SCRIPT), *options], tmp_path)

@@ -128,7 +128,7 @@ def run_both(case: Case, out: Path) -> "tuple[subprocess.CompletedProcess[str], 
 
 
 # `make test` runs each framework once or twice; CI runs every variant.
-IN_CI_ONLY = {"zero0", "zero1", "accelerate_ddp", "ddp_static_graph"}
+IN_CI_ONLY = {"zero0", "zero1", "zero2", "trainer_deepspeed", "accelerate_ddp", "ddp_static_graph"}
 
 
 @pytest.fixture(
