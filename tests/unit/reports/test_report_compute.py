@@ -276,7 +276,7 @@ def test_figures_that_are_not_finite_do_not_reach_the_charts():
         operations=tuple(replace(row, flops=nan, flops_share=nan) for row in answer.operations),
     )
     for chart in charts_of(odd).values():
-        json.dumps(chart.spec, allow_nan=False)
+        assert "NaN" not in json.dumps(chart.spec)
 
 
 def test_names_reach_plotly_escaped():

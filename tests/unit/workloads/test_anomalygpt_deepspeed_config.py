@@ -117,7 +117,8 @@ def test_deepspeed_takes_the_prepared_configuration() -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     for dtype in ("fp32", "bf16", "fp16"):
-        DeepSpeedConfig(prepared(original(), setup(dtype=dtype, ranks=1))[0])
+        taken = DeepSpeedConfig(prepared(original(), setup(dtype=dtype, ranks=1))[0])
+        assert taken.zero_config.stage == 2
 
 
 def test_native_ops_need_ninja_and_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
