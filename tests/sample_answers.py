@@ -16,13 +16,13 @@ from agprof.model.answers import (
     RankRow,
     RunAnswers,
     StepRow,
-    SystemAnswer,
     TimeAnswer,
     TimelineSpan,
     UnseenRow,
     Verdict,
 )
 from agprof.model.figure import Curve, Figure, Kpi
+from agprof.model.system_answers import SystemAnswer
 from sample_compute_answers import cpu_compute, hostile_compute, no_compute
 from sample_figures import MIB, MS, figure, missing
 from sample_memory_answers import curves as memory_curves

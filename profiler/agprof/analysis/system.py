@@ -9,9 +9,9 @@ import polars as pl
 from agprof.analysis.curves import Points, curve, with_gaps
 from agprof.analysis.statistics import median_figure
 from agprof.analysis.view import View
-from agprof.model.answers import SystemAnswer
 from agprof.model.figure import Curve, Kpi
 from agprof.model.format import format_value, percent
+from agprof.model.system_answers import SystemAnswer
 
 MAX_POINTS = 2000
 MAX_POINTS_IN_ALL = 60_000

@@ -11,8 +11,10 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from agprof.config.energy import EnergySection
 from agprof.config.kernels import KernelsSection
 from agprof.config.kineto import Kineto
+from agprof.config.monitor import MonitorSection
 from agprof.config.nsys import Nsys
 from agprof.config.peak import PeakSection
 from agprof.config.plan import Plan
@@ -176,17 +178,6 @@ class ProfileSection(_Section):
     """Keep torch's flight recorder as the ledger that no collective was missed."""
 
 
-class MonitorSection(_Section):
-    """What is sampled on each node beside the ranks."""
-
-    enabled: bool = True
-    """Run the sampler."""
-    period_s: Annotated[float, Field(ge=0.05, le=60)] = 1.0
-    """Seconds between samples of processes, host and GPUs."""
-    nvml: Literal["auto", "off"] = "auto"
-    """Ask NVML for the GPUs; off never loads it."""
-
-
 class Workload(_Section):
     """A training job and how to profile it."""
 
@@ -222,6 +213,8 @@ class Workload(_Section):
     """What kernels' names mean, where agprof can't know."""
     peak: PeakSection = Field(default_factory=PeakSection)
     """What the device of a rank can do, where agprof's table does not know it or is to be overruled."""
+    energy: EnergySection = Field(default_factory=EnergySection)
+    """Prices and CO2 intensity, for the report's sums of energy."""
 
     @model_validator(mode="after")
     def _can_work(self) -> "Workload":

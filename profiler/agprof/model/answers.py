@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agprof.model.compute_answers import ComputeAnswer
-from agprof.model.figure import Confidence, Curve, Figure, Kpi
+from agprof.model.energy_answers import EnergyAnswer
+from agprof.model.figure import Confidence, Figure, Kpi
 from agprof.model.memory_answers import MemoryAnswer
+from agprof.model.system_answers import SystemAnswer
 from agprof.model.trace_answers import TraceAnswer
 
 ANSWERS_VERSION = 1
@@ -196,14 +198,6 @@ class CommunicationAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SystemAnswer:
-    sentence: str
-    curves: tuple[Curve, ...]
-    """Labels: `rank 0 CPU`, `rank 0 RSS`, `rank 0 workers CPU`, `host CPU`, `network sent`, `GPU 0 utilization`..."""
-    figures: tuple[Kpi, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RankRow:
     rank: int
     node: int | None
@@ -352,3 +346,5 @@ class RunAnswers:
     """None when the run is no RLHF: nothing was generated, or nothing was trained on what was."""
     trace: TraceAnswer | None = None
     """None when the run holds no device trace."""
+    energy: EnergyAnswer | None = None
+    """None when no GPU was seen and no RAPL could be read."""

@@ -13,7 +13,7 @@ class Figure:
 
     value: float | None
     unit: str
-    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio, cores, W, °C, Hz."""
+    """Base unit: ns, bytes, 1, FLOP, FLOP/s, bytes/s, samples/s, tokens/s, ratio, cores, W, J, °C, Hz."""
     source: Source
     n: int
     """Observations behind it."""
@@ -46,3 +46,5 @@ class Curve:
     y: tuple[float | None, ...]
     rank: int | None = None
     node: int | None = None
+    gpu: int | None = None
+    """NVML index of the GPU on its node."""

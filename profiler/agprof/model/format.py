@@ -33,6 +33,8 @@ _SCALES: dict[str, tuple[tuple[float, str], ...]] = {
     "FLOP": _prefixed("FLOP"),
     "FLOP/s": _prefixed("FLOP/s"),
     "Hz": _prefixed("Hz"),
+    "J": _prefixed("J"),
+    "W": _prefixed("W"),
 }
 
 

@@ -362,7 +362,7 @@ COST = table(
 HOST_SAMPLES = table(
     "host_samples",
     "node",
-    "The whole host, by psutil. Rates are counters' deltas over the sample's period.",
+    "The whole host, once per second (tier `medium`). Rates are counters' deltas over the sample's period.",
     ("time_ns", "int", "time"),
     ("period_ns", "int", "time since the sample before"),
     ("cpu_ratio", "float?", "busy share of all cores, 0..1"),
@@ -375,6 +375,47 @@ HOST_SAMPLES = table(
     ("disk_read_bytes_per_s", "float?", "all disks"),
     ("disk_write_bytes_per_s", "float?", "all disks"),
     ("load_1m", "float?", "load average over one minute"),
+    ("iowait_ratio", "float?", "share of all cores' time idle while a disk was waited for, 0..1"),
+    ("steal_ratio", "float?", "share of all cores' time taken by the hypervisor for others, 0..1"),
+    ("cpu_pressure_ratio", "float?", "PSI some: share of time in which a task waited for a CPU, 0..1"),
+    ("memory_pressure_ratio", "float?", "PSI some: share of time in which a task waited for memory, 0..1"),
+    ("memory_stall_ratio", "float?", "PSI full: share of time in which all tasks waited for memory, 0..1"),
+    ("io_pressure_ratio", "float?", "PSI some: share of time in which a task waited for a disk, 0..1"),
+    ("io_stall_ratio", "float?", "PSI full: share of time in which all tasks waited for a disk, 0..1"),
+    ("swap_in_bytes_per_s", "float?", "read back from swap"),
+    ("swap_out_bytes_per_s", "float?", "written to swap"),
+    ("cgroup_memory_bytes", "int?", "memory charged to the job's cgroup"),
+    ("cgroup_memory_limit_bytes", "int?", "lowest limit of the job's cgroup and those above it; None when unlimited"),
+    ("cgroup_cpu_limit_cores", "float?", "CPU quota of the job's cgroup in cores; None when unlimited"),
+    ("cgroup_throttled_ratio", "float?", "share of time in which the cgroup's CPU quota was used up, 0..1"),
+    ("cgroup_oom_kills", "int?", "processes of the cgroup killed for want of memory so far (memory.events)"),
+    ("cpu_energy_uj", "int?", "RAPL: energy of all CPU packages since the sample before, wraps counted"),
+    ("dram_energy_uj", "int?", "RAPL: energy of their memory since the sample before; None where it is not told apart"),
+)
+
+CORE_SAMPLES = table(
+    "core_samples",
+    "node",
+    "Each core of the host (tier `slow`).",
+    ("time_ns", "int", "time"),
+    ("period_ns", "int", "time since the sample before"),
+    ("core", "int", "number of the logical CPU"),
+    ("busy_ratio", "float?", "busy share over the period, 0..1"),
+)
+
+NETWORK_SAMPLES = table(
+    "network_samples",
+    "node",
+    "Each network interface that is up, InfiniBand ports among them, whose RDMA traffic no other counter sees (tier "
+    "`medium`).",
+    ("time_ns", "int", "time"),
+    ("period_ns", "int", "time since the sample before"),
+    ("interface", "str", "name: eth0, ib0, mlx5_0/1"),
+    ("kind", "str", "ethernet | infiniband | loopback | virtual"),
+    ("sent_bytes_per_s", "float?", "sent"),
+    ("received_bytes_per_s", "float?", "received"),
+    ("errors", "int?", "packets dropped or in error in the period, both ways"),
+    ("speed_bits_per_s", "int?", "speed of the link as the driver tells it"),
 )
 
 PROCESS_SAMPLES = table(
@@ -383,7 +424,7 @@ PROCESS_SAMPLES = table(
     "The process tree of each rank. Rates are deltas over the sample's period.",
     ("time_ns", "int", "time"),
     ("period_ns", "int", "time since the sample before"),
-    ("rank", "int", "rank of the tree"),
+    ("rank", "int?", "rank of the tree; None: the command of `agprof monitor`"),
     ("role", "str", "rank (the process itself) | worker (its children, summed: DataLoader workers and the like)"),
     ("processes", "int", "processes summed"),
     ("cpu_cores", "float?", "CPU in use, in cores"),
@@ -392,6 +433,11 @@ PROCESS_SAMPLES = table(
     ("threads", "int?", "threads"),
     ("read_bytes_per_s", "float?", "storage reads"),
     ("write_bytes_per_s", "float?", "storage writes"),
+    ("voluntary_switches_per_s", "float?", "context switches because it waited"),
+    ("involuntary_switches_per_s", "float?", "context switches because the CPU was taken away"),
+    ("loaders", "int?", "DataLoader workers among the processes summed"),
+    ("loader_cpu_cores", "float?", "CPU in use by these, in cores"),
+    ("cpu_wait_ratio", "float?", "share of time in which its main thread was ready to run and had no CPU, 0..1"),
 )
 
 GPUS = table(
@@ -405,24 +451,121 @@ GPUS = table(
     ("memory_total_bytes", "int?", "total"),
     ("power_limit_mw", "int?", "enforced power limit"),
     ("driver_version", "str?", "driver"),
+    ("architecture", "str?", "ampere, hopper ... as NVML tells it"),
+    ("compute_capability", "str?", "8.0, 9.0 ..."),
+    ("mig_parent", "int?", "index of the GPU that a MIG instance is part of; None: a whole GPU"),
+    ("mig_enabled", "bool?", "whether the GPU is split into MIG instances"),
+    ("power_limit_default_mw", "int?", "the limit that the maker set"),
+    ("sm_clock_max_mhz", "int?", "highest SM clock"),
+    ("memory_clock_max_mhz", "int?", "highest memory clock"),
+    ("nvlinks", "int?", "NVLinks that are up"),
+    ("pcie", "str?", "link as it can be at most: gen 5 x16"),
+    ("numa_node", "int?", "the host's NUMA node that it is attached to"),
 )
 
 GPU_SAMPLES = table(
     "gpu_samples",
     "node",
-    "Each GPU, by NVML.",
+    "Each GPU, by NVML, five times a second (tier `fast`). What NVML counts is given as its change since the sample "
+    "before, wraps counted and resets left out; energy as the counter itself.",
     ("time_ns", "int", "time"),
     ("gpu", "int", "NVML index on this node"),
     ("utilization_ratio", "float?", "share of time in which at least one kernel ran, 0..1"),
     ("memory_busy_ratio", "float?", "share of time in which memory was read or written, 0..1"),
-    ("memory_used_bytes", "int?", "in use, without the driver's reserve"),
+    ("memory_used_bytes", "int?", "earlier recordings only: now in gpu_states"),
     ("power_mw", "int?", "power; what it means depends on the architecture, see power_kind"),
     ("power_kind", "str?", "instant | average_1s"),
     ("energy_mj", "int?", "energy counter since the driver was loaded"),
     ("sm_clock_mhz", "int?", "SM clock"),
     ("memory_clock_mhz", "int?", "memory clock"),
+    ("temperature_c", "int?", "earlier recordings only: now in gpu_states"),
+    ("clock_event_reasons", "int?", "bit mask of clock event reasons at this instant"),
+    ("power_average_mw", "int?", "power averaged by the driver over 1 s, where it tells it apart"),
+    ("pcie_sent_bytes_per_s", "float?", "PCIe, from the GPU (counters, not the sampled throughput)"),
+    ("pcie_received_bytes_per_s", "float?", "PCIe, to the GPU"),
+    ("nvlink_sent_bytes_per_s", "float?", "NVLink payload, all links, from the GPU"),
+    ("nvlink_received_bytes_per_s", "float?", "NVLink payload, all links, to the GPU"),
+    (
+        "throttled_power_ns",
+        "int?",
+        "time with clocks held down for power (cap, brake, board limit) in that period",
+    ),
+    (
+        "throttled_thermal_ns",
+        "int?",
+        "time with clocks held down for heat (software, hardware) in that period",
+    ),
+    ("throttled_other_ns", "int?", "time with clocks held down for sync boost or reliability in that period"),
+)
+
+GPU_STATES = table(
+    "gpu_states",
+    "node",
+    "What changes slowly on each GPU, by NVML, once per second (tier `medium`).",
+    ("time_ns", "int", "time"),
+    ("gpu", "int", "NVML index on this node"),
+    ("memory_used_bytes", "int?", "in use by processes, without the driver's reserve (version 2 of the call)"),
+    ("memory_reserved_bytes", "int?", "the driver's own reserve"),
+    ("memory_total_bytes", "int?", "used + reserved + free"),
     ("temperature_c", "int?", "core temperature"),
-    ("clock_event_reasons", "int?", "bit mask of clock event reasons"),
+    ("memory_temperature_c", "int?", "temperature of the memory"),
+    ("power_limit_mw", "int?", "enforced power limit at this time"),
+)
+
+GPU_ACTIVITY = table(
+    "gpu_activity",
+    "node",
+    "What the units of each GPU did between two readings of NVML's GPM counters (Hopper and later; tier `medium`), "
+    "averaged over the whole period, idle time included.",
+    ("time_ns", "int", "end of the period"),
+    ("period_ns", "int", "time since the reading before"),
+    ("gpu", "int", "NVML index on this node"),
+    ("sm_ratio", "float?", "share of SMs with work, 0..1"),
+    ("occupancy_ratio", "float?", "warps resident on the SMs, of the most possible, 0..1"),
+    ("tensor_ratio", "float?", "tensor cores in use, any type, 0..1"),
+    ("dram_ratio", "float?", "bandwidth of the memory in use, of the theoretical, 0..1"),
+    ("fp64_ratio", "float?", "fp64 units in use, 0..1"),
+    ("fp32_ratio", "float?", "fp32 units in use, 0..1"),
+    ("fp16_ratio", "float?", "fp16 units in use, tensor cores not counted, 0..1"),
+)
+
+GPU_HEALTH = table(
+    "gpu_health",
+    "node",
+    "Memory errors of each GPU (tier `slow`); counts since the driver was loaded.",
+    ("time_ns", "int", "time"),
+    ("gpu", "int", "NVML index on this node"),
+    ("ecc_corrected", "int?", "errors that ECC put right"),
+    ("ecc_uncorrected", "int?", "errors that it could not"),
+    ("remapped_rows_corrected", "int?", "rows of memory replaced after corrected errors"),
+    ("remapped_rows_uncorrected", "int?", "rows replaced after uncorrected errors"),
+    ("remap_pending", "bool?", "a row waits for a reset of the GPU to be replaced"),
+    ("remap_failed", "bool?", "a row could not be replaced: the GPU needs service"),
+)
+
+GPU_PROCESSES = table(
+    "gpu_processes",
+    "node",
+    "Processes that hold memory on each GPU (tier `slow`). NVML numbers them as the host does: in a container they "
+    "can't be told apart, and `rank` and `name` are None.",
+    ("time_ns", "int", "time"),
+    ("gpu", "int", "NVML index on this node"),
+    ("pid", "int", "number of the process on the host"),
+    ("kind", "str", "compute | graphics"),
+    ("used_bytes", "int?", "memory that it holds; None where NVML does not say (no permission, MIG)"),
+    ("owner", "str", "rank | child (of a rank) | other | not visible (numbers of another pid namespace)"),
+    ("rank", "int?", "the rank, or the one whose child it is"),
+    ("name", "str?", "name of the program where it can be read"),
+)
+
+GPU_EVENTS = table(
+    "gpu_events",
+    "node",
+    "What the driver reported by itself: each once.",
+    ("time_ns", "int", "when it was read"),
+    ("gpu", "int?", "NVML index on this node; None where the driver does not say"),
+    ("kind", "str", "xid | ecc_double_bit | ecc_single_bit_storm | dram_retirement | unavailable | recovery | other"),
+    ("code", "int?", "XID number, or the event's own data"),
 )
 
 SAMPLER_STATE = table(
@@ -430,8 +573,8 @@ SAMPLER_STATE = table(
     "node",
     "What the sampler could not measure and what it cost.",
     ("time_ns", "int", "time"),
-    ("field", "str", "host.cpu, process.pss, gpu.energy ... or `self`"),
-    ("state", "str", "ok | retry | unsupported | slowed"),
+    ("field", "str", "host.cpu, process.pss, gpu.0.energy ..., tier.fast | tier.medium | tier.slow, or `self`"),
+    ("state", "str", "ok | retry | unsupported | slowed (a tier: its period was doubled)"),
     ("reason", "str", "why"),
     ("self_cpu_ns", "int?", "CPU time of the sampler so far"),
     ("self_rss_bytes", "int?", "resident set of the sampler"),
@@ -440,7 +583,8 @@ SAMPLER_STATE = table(
 TABLES: tuple[Table, ...] = (
     STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, OPERATIONS,
     MEMORY_PARTS, ALLOCATIONS, MEMORY_CURVE, REPEATS, READBACKS, MARKS, FACTS, FAULTS, COST, HOST_SAMPLES,
-    PROCESS_SAMPLES, GPUS, GPU_SAMPLES, SAMPLER_STATE,
+    CORE_SAMPLES, NETWORK_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, GPU_STATES, GPU_ACTIVITY, GPU_HEALTH,
+    GPU_PROCESSES, GPU_EVENTS, SAMPLER_STATE,
 )  # fmt: skip
 BY_NAME: dict[str, Table] = {table.name: table for table in TABLES}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agprof.model.answers import SystemAnswer
+from agprof.model.system_answers import SystemAnswer
 from agprof_reports.charts.curves import Kind, curves_chart, kinds_of
 from agprof_reports.charts.pieces import DIRECT_LABELS, Span
 from agprof_reports.data import Chart

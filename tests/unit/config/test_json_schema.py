@@ -3,8 +3,9 @@
 from typing import Any
 
 from agprof.config.check import known_keys
+from agprof.config.monitor import MonitorSection
 from agprof.config.schema import json_schema
-from agprof.config.workload import LaunchSection, MonitorSection, ProfileSection, Workload
+from agprof.config.workload import LaunchSection, ProfileSection, Workload
 
 
 def properties() -> dict[str, Any]:

@@ -11,10 +11,10 @@ from agprof.config.bundled import bundled_workloads, find_bundled
 from agprof.config.check import known_keys
 from agprof.config.dump import dump_workload
 from agprof.config.load import LoadedWorkload, load_workload, parse_workload
+from agprof.config.monitor import MonitorSection
 from agprof.config.workload import (
     RESERVED_ENV,
     LaunchSection,
-    MonitorSection,
     ProfileSection,
     Workload,
     arg_name_problem,
