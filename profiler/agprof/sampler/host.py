@@ -58,6 +58,7 @@ class Host:
                 self._disk_read.update(now_ns, None if disk is None else disk.read_bytes),
                 self._disk_write.update(now_ns, None if disk is None else disk.write_bytes),
                 None if load is None else load[0],
+                *(None,) * 16,
             ),
         )
         return 0

@@ -60,8 +60,16 @@ class RankTrees:
     """
 
     def __init__(
-        self, run: Path, node: int, append: Append, states: States, source: Any = psutil, procfs: "Procfs | None" = None
+        self,
+        run: Path,
+        node: int,
+        append: Append,
+        states: States,
+        source: Any = psutil,
+        procfs: "Procfs | None" = None,
+        root_pid: int | None = None,
     ) -> None:
+        self._root_pid = root_pid
         self._folder = run / layout.RANKS
         self._node = node
         self._append = append
@@ -96,6 +104,14 @@ class RankTrees:
                 self._states.set(now_ns, "process.pss", "slowed", f"reading it took {pss_ns / 1e6:.0f} ms")
             self._pss_due_ns = now_ns + self._pss_period_ns
         return pss_ns
+
+    def pids(self) -> dict[int, tuple[int | None, str]]:
+        """Process id -> (rank, `rank` or `child`). May be called from any thread."""
+        found: dict[int, tuple[int | None, str]] = {}
+        for tree in list(self._trees.values()):
+            found[tree.pid] = (tree.rank, "rank")
+            found.update((pid, (tree.rank, "child")) for pid in list(tree.children))
+        return found
 
     def _discover(self, now_ns: int) -> None:
         try:
@@ -274,6 +290,7 @@ class RankTrees:
                 total("threads"),
                 rate("read_bytes"),
                 rate("write_bytes"),
+                *(None,) * 5,
             ),
         )
 
