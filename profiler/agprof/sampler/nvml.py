@@ -6,7 +6,7 @@ rows of gaps are written and NVML is initialised again with a back-off.
 
 import ctypes
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from agprof.sampler.states import Append, Backoff, Probe, States, Verdict, describe
@@ -26,6 +26,8 @@ _DEVICE_LOST = {"NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERR
 _VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
 T = TypeVar("T")
+Pids = Callable[[], Mapping[int, tuple[int | None, str]]]
+"""pid -> (rank, "rank" | "child") of all processes that are known to belong to a rank: `RankTrees.pids`."""
 
 
 class NoNvmlError(Exception):
@@ -60,17 +62,36 @@ def load_nvml() -> Any:
     return module
 
 
+class _Nothing:
+    def sample(self, now_ns: int) -> int:
+        return 0
+
+
 class Gpus:
     """Appends rows of `gpus` when NVML is (re)initialised and one row of `gpu_samples` per GPU and call.
 
     `nvml` is the module, its stand-in, or None with `reason`.
     """
 
-    def __init__(self, append: Append, states: States, nvml: Any, reason: str = "") -> None:
+    def __init__(
+        self,
+        append: Append,
+        states: States,
+        nvml: Any,
+        reason: str = "",
+        *,
+        pids: Pids = dict,
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
         self._append = append
         self._states = states
         self._nvml = nvml
         self._reason = reason
+        self.call: tuple[str, int] | None = None
+        """The NVML call that the GPU thread is in, and when it began (time.monotonic_ns); None between calls."""
+        self.fast = self
+        self.medium = _Nothing()
+        self.slow = _Nothing()
         self._gpus: list[_Gpu] = []
         self._known: dict[int, tuple[Any, ...]] = {}
         self._running = False
