@@ -7,7 +7,7 @@ import polars as pl
 
 from agprof.analysis.intervals import union
 from agprof.analysis.statistics import median_figure
-from agprof.analysis.timeline import timeline
+from agprof.analysis.timeline import phase_line, timeline
 from agprof.analysis.view import View, mean_parts
 from agprof.model.answers import RangeRow, RankPhases, StepRow, TimeAnswer
 from agprof.model.figure import Figure
@@ -44,6 +44,7 @@ def analyse_time(view: View) -> TimeAnswer:
         timeline=spans,
         timeline_note=note,
         ranges=range_rows(view),
+        phase_line=phase_line(view),
     )
 
 

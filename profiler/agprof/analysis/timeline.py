@@ -4,13 +4,16 @@ from statistics import median
 
 import polars as pl
 
-from agprof.analysis.parts import OWN_PHASES
+from agprof.analysis.intervals import innermost
+from agprof.analysis.parts import OWN_PHASES, main_thread_phases
 from agprof.analysis.view import View
-from agprof.model.answers import TimelineSpan
+from agprof.model.answers import PhaseLine, TimelineSpan
 from agprof.model.format import format_value
 
 MAX_RANKS = 8
 MAX_BARS = 4000
+MAX_PHASES = 12_000
+"""Longest line of phases; of a longer run only the steps are told."""
 
 _COLUMNS = ["rank", "lane", "name", "start_ns", "end_ns", "depth"]
 
@@ -40,6 +43,25 @@ def timeline(view: View) -> Window:
         for rank, lane, name, start, end, depth in bars.iter_rows()
     )
     return steps, spans, "shows " + " and ".join(notes) if notes else ""
+
+
+def phase_line(view: View) -> PhaseLine | None:
+    """The phases of the lowest rank's main thread, one after another, over the whole run."""
+    ranks = view.steps["rank"].unique().to_list()
+    if not ranks:
+        return None
+    rank = min(ranks)
+    phases = main_thread_phases(view.tables["spans"].filter(pl.col("rank") == rank))
+    if not 0 < phases.height <= MAX_PHASES:
+        return None
+    rows = innermost(phases).sort("start_ns").select("name", "start_ns", "end_ns").rows()
+    return PhaseLine(
+        rank=rank,
+        names=OWN_PHASES,
+        phase=tuple(OWN_PHASES.index(name) for name, _, _ in rows),
+        start_ns=tuple(view.since_origin(start, rank=rank) for _, start, _ in rows),
+        duration_ns=tuple(end - start for _, start, end in rows),
+    )
 
 
 def _median_steps(view: View) -> tuple[int, int] | None:

@@ -117,6 +117,19 @@ class TimelineSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseLine:
+    """The phases of one rank over the run, one after another: what it did at a moment. Outermost phases only."""
+
+    rank: int
+    names: tuple[str, ...]
+    phase: tuple[int, ...]
+    """Index into `names`."""
+    start_ns: tuple[int, ...]
+    """Since the run's first step began."""
+    duration_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeAnswer:
     """Where a step's time goes."""
 
@@ -134,6 +147,8 @@ class TimeAnswer:
     timeline_note: str = ""
     """What the time line leaves out: `shows the first 8 of 64 ranks`; empty when nothing."""
     ranges: tuple["RangeRow", ...]
+    phase_line: PhaseLine | None = None
+    """Of the lowest rank, for hovers; None where there are none, or too many to carry (long runs)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

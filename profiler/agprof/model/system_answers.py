@@ -168,8 +168,13 @@ class SystemAnswer:
 
     sentence: str
     curves: tuple[Curve, ...]
-    """Labels: `rank 0 CPU`, `rank 0 RSS`, `rank 0 workers CPU`, `host CPU`, `network sent`, `GPU 0 utilization`...
-    Curves of a GPU carry its number in `gpu`."""
+    """Labels are owner and quantity. Owners: `rank 0`, `rank 0 workers`, `host`, `GPU 0` (its number also in `gpu`);
+    with several nodes `node 1 host CPU`, `node 1 GPU 0 power`, `node 1 network sent`. The report knows of a GPU
+    `utilization`, `SM activity`, `tensor activity`, `DRAM activity`, `memory busy`, `memory`, `memory total`, `power`,
+    `power limit`, `temperature`, `memory temperature`, `SM clock`, `memory clock`, `PCIe sent`, `PCIe received`,
+    `NVLink sent`, `NVLink received`; of a host `host CPU`, `host memory`, `host swap`, `CPU pressure`, `memory
+    pressure`, `IO pressure`, `network sent`, `network received`, `loopback`, `disk read`, `disk write`. Others get a
+    chart of their own."""
     figures: tuple[Kpi, ...]
     decimation: str | None = None
     """What was left out of the curves: `One point for each 43 s; the lowest and highest of each stretch are kept.`"""
