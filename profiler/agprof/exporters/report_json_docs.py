@@ -7,9 +7,9 @@ import ast
 import inspect
 from collections.abc import Iterator
 
-from agprof.model import answers, compute_answers, figure, memory_answers, trace_answers
+from agprof.model import answers, compute_answers, energy_answers, figure, memory_answers, system_answers, trace_answers
 
-_MODULES = (answers, figure, compute_answers, memory_answers, trace_answers)
+_MODULES = (answers, figure, compute_answers, memory_answers, system_answers, energy_answers, trace_answers)
 
 _HEAD = f"""# report.json
 
