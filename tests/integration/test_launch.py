@@ -9,9 +9,10 @@ import pytest
 
 from agprof.config.workload import Workload
 from agprof.launch import host, processes
-from agprof.launch.execute import Deadlines, execute
+from agprof.launch.execute import execute
 from agprof.launch.folder import create_run_folder, write_manifest
 from agprof.launch.plan import plan_launch
+from agprof.launch.supervisor import Deadlines
 from agprof.model.outcome import Outcome
 
 PROGRAM = """

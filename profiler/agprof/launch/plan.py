@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agprof.config.monitor import MonitorSection
 from agprof.config.workload import Workload
 from agprof.launch.nsys import NsysHere, nsys_run, nsys_settings
 from agprof.launch.redact import redact_argv, redact_value
@@ -76,6 +77,8 @@ class LaunchPlan:
     master_port: int | None
     """None where a command chooses it."""
     sampler_argv: tuple[str, ...] | None
+    sampler_period_s: float = 1.0
+    """Of its tier that has something to write on every machine."""
     nsys: NsysRun | None = None
     """How each rank is put under nsys; None: it is not."""
     shortfall: tuple[str, ...] = ()
@@ -146,7 +149,8 @@ def plan_launch(
         cwd=cwd if cwd is not None else Path.cwd(),
         ranks=ranks,
         master_port=master_port,
-        sampler_argv=_sampler(workload, run_dir, python),
+        sampler_argv=sampler_argv(workload.monitor, run_dir, python),
+        sampler_period_s=workload.monitor.period_s,
         nsys=_nsys(workload, nsys),
         shortfall=_absent_ranks(workload, ranks),
         notes=tuple(notes),
@@ -183,7 +187,8 @@ def _plan_command(
         cwd=cwd if cwd is not None else Path.cwd(),
         ranks=None,
         master_port=None,
-        sampler_argv=_sampler(workload, run_dir, python),
+        sampler_argv=sampler_argv(workload.monitor, run_dir, python),
+        sampler_period_s=workload.monitor.period_s,
         nsys=_nsys(workload, nsys),
     )
 
@@ -332,14 +337,22 @@ def _ambiguous_for_deepspeed(program: list[str]) -> bool:
     )
 
 
-def _sampler(workload: Workload, run_dir: Path, python: str) -> tuple[str, ...] | None:
-    monitor = workload.monitor
+def sampler_argv(
+    monitor: MonitorSection, run_dir: Path, python: str, *, root_pid: int | None = None
+) -> tuple[str, ...] | None:
+    """The sampler of this node; None where it is switched off. `root_pid`: a tree to sample that has no rank."""
     if not monitor.enabled:
         return None
-    return (
+    fast, medium, slow = monitor.periods_s()
+    argv = [
         python, "-P", "-m", "agprof.sampler", "--run-dir", str(run_dir), "--node", "0",
-        "--period", str(monitor.period_s), "--nvml", monitor.nvml,
-    )  # fmt: skip
+        "--fast-period", str(fast), "--period", str(medium), "--slow-period", str(slow), "--nvml", monitor.nvml,
+    ]  # fmt: skip
+    if monitor.prometheus is not None:
+        argv += ["--prometheus-port", str(monitor.prometheus.port), "--prometheus-host", monitor.prometheus.host]
+    if root_pid is not None:
+        argv += ["--root-pid", str(root_pid)]
+    return tuple(argv)
 
 
 def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from agprof.launch import processes
-from agprof.launch.execute import Deadlines, execute
+from agprof.launch.execute import execute
 from agprof.launch.plan import LaunchPlan
+from agprof.launch.supervisor import Deadlines
 from agprof.model.outcome import Outcome
 
 # Starts one rank per argument, each in a session of its own, as torchrun does. As patient as torchrun: when a rank
@@ -247,7 +248,8 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_launch_execute import make_plan
-from agprof.launch.execute import Deadlines, execute
+from agprof.launch.execute import execute
+from agprof.launch.supervisor import Deadlines
 folder = Path(sys.argv[1])
 outcome = execute(make_plan(folder, *sys.argv[2:]), folder, deadlines=Deadlines(interrupt_s=1.0, terminate_s=0.5))
 sys.exit(outcome.exit_code)

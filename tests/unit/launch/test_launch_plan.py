@@ -151,11 +151,33 @@ def test_output_stays_buffered_as_the_user_has_it():
 
 
 def test_the_sampler_is_planned_as_the_file_says():
-    made = plan({"monitor": {"period_s": 0.5, "nvml": "off"}})
+    made = plan({"monitor": {"fast_period_s": 0.1, "period_s": 0.5, "slow_period_s": 10, "nvml": "off"}})
     assert made.sampler_argv == (
-        PYTHON, "-P", "-m", "agprof.sampler", "--run-dir", "/runs/x", "--node", "0", "--period", "0.5", "--nvml", "off",
+        PYTHON, "-P", "-m", "agprof.sampler", "--run-dir", "/runs/x", "--node", "0",
+        "--fast-period", "0.1", "--period", "0.5", "--slow-period", "10.0", "--nvml", "off",
     )  # fmt: skip
+    assert made.sampler_period_s == 0.5
     assert plan({"monitor": {"enabled": False}}).sampler_argv is None
+
+
+def option_of(argv: tuple[str, ...] | None, name: str) -> str:
+    assert argv is not None
+    return argv[argv.index(name) + 1]
+
+
+def test_no_tier_of_the_sampler_is_slower_than_the_next():
+    quick = plan({"monitor": {"period_s": 0.1}}).sampler_argv
+    assert [option_of(quick, f"--{tier}period") for tier in ("fast-", "", "slow-")] == ["0.1", "0.1", "5.0"]
+    slow = plan({"monitor": {"period_s": 20}}).sampler_argv
+    assert [option_of(slow, f"--{tier}period") for tier in ("fast-", "", "slow-")] == ["0.2", "20.0", "20.0"]
+
+
+def test_prometheus_listens_on_the_loopback_unless_told_otherwise():
+    assert "--prometheus-port" not in (plan({}).sampler_argv or ())
+    argv = plan({"monitor": {"prometheus": 9109}}).sampler_argv
+    assert (option_of(argv, "--prometheus-port"), option_of(argv, "--prometheus-host")) == ("9109", "127.0.0.1")
+    argv = plan({"monitor": {"prometheus": {"port": 9110, "host": "0.0.0.0"}}}).sampler_argv
+    assert (option_of(argv, "--prometheus-port"), option_of(argv, "--prometheus-host")) == ("9110", "0.0.0.0")
 
 
 def test_the_callers_environment_is_not_changed():
