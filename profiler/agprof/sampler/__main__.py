@@ -8,20 +8,21 @@ in a terminal reaches every process of the job. Exit code 4: the run folder can'
 import argparse
 import os
 import random
-import select
-import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from agprof.errors import StoreError
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.model.version import __version__
+from agprof.sampler.cores import Cores
+from agprof.sampler.gpu_thread import GpuThread
+from agprof.sampler.gpu_work import NvmlWork
 from agprof.sampler.host import Host
-from agprof.sampler.loop import Clock, Sampler, Schedule
-from agprof.sampler.nvml import Gpus, NoNvmlError, load_nvml
+from agprof.sampler.job_end import EndOfJob
+from agprof.sampler.loop import Account, Clock, Lane, tier
+from agprof.sampler.network import Network
 from agprof.sampler.processes import RankTrees
 from agprof.sampler.states import SECOND_NS, States
 from agprof.store import layout
@@ -29,65 +30,106 @@ from agprof.store.clocks import read_clocks
 from agprof.store.writer import StreamWriter
 
 SYNC_PERIOD_NS = 10 * SECOND_NS
-PARENT_CHECK_MS = 1000
+FLUSH_PERIOD_S = 0.8
+"""Rows are on their way to the disk less than a second after they were taken."""
 MAX_ATTEMPTS = 100_000
-STDIN = 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run until the job ends. Returns the exit code."""
     options = _parse(argv)
-    run = Path(options.run_dir).resolve()
     end = EndOfJob()
     try:
-        writer = open_stream(run, options.node, options.period)
+        writer = open_stream(Path(options.run_dir).resolve(), options)
     except StoreError as error:
         print(f"agprof sampler: {error}", file=sys.stderr)
         return error.exit_code
-    states = States(writer.append)
-    gpus = _gpus(writer, states, options.nvml)
-    sampler = Sampler(
-        append=writer.append,
-        flush=writer.flush,
-        lost_rows=lambda: writer.lost_rows,
-        states=states,
-        parts={
-            "host": Host(writer.append, states),
-            "processes": RankTrees(run, options.node, writer.append, states),
-            "gpu.sampling": gpus,
-        },
-        schedule=Schedule(options.period, random.Random(os.getpid() ^ time.time_ns())),
-        clock=Clock(),
-    )
-    sync_ns = time.monotonic_ns() + SYNC_PERIOD_NS
-    sampler.tick()
-    while not end.wait(sampler.due_ns):
-        sampler.tick()
-        if time.monotonic_ns() >= sync_ns:
-            sync_ns = time.monotonic_ns() + SYNC_PERIOD_NS
-            writer.sync()
-    sampler.finish()
-    gpus.close()
-    writer.close(end.reason)
+
+    def give_up(reason: str) -> None:
+        writer.close(reason)
+        os._exit(0)
+
+    end.watch(give_up)
+    if not sample_until(end, writer, options):
+        # A thread that hangs in a driver's library would be waited for by the library's own functions at exit.
+        os._exit(0)
     return 0
+
+
+def sample_until(end: EndOfJob, writer: StreamWriter, options: argparse.Namespace) -> bool:
+    """Sample until the job ends and close the stream. False when the GPU thread hangs."""
+    clock, append = Clock(), writer.append
+    states = States(append)
+    seed = random.Random(os.getpid() ^ time.time_ns())
+    run = Path(options.run_dir).resolve()
+    trees = RankTrees(run, options.node, append, states, root_pid=options.root_pid)
+    host = Lane(
+        name="host",
+        tiers=(
+            tier(
+                "medium",
+                options.period,
+                {"host": Host(append, states), "network": Network(append, states), "processes": trees},
+                seed,
+            ),
+            tier("slow", options.slow_period, {"cores": Cores(append, states)}, seed),
+        ),
+        append=append,
+        states=states,
+        flush=writer.flush,
+        clock=clock,
+    )
+    account = Account(append, lambda: writer.lost_rows, clock)
+    gpus = GpuThread(lambda: NvmlWork(options, append, writer.flush, states, trees.pids, seed, clock), states, clock)
+    # What does not need the driver comes first, and is in the file before the driver is called.
+    host.run_due()
+    account.look()
+    writer.flush()
+    gpus.start()
+    writer.start()
+    sync_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
+    while not end.wait(min(host.due_ns, gpus.look_ns)):
+        host.run_due()
+        gpus.look()
+        account.look()
+        if clock.monotonic_ns() >= sync_ns:
+            sync_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
+            writer.sync()
+    host.finish()
+    ended = gpus.end()
+    account.close(clock.monotonic_ns())
+    writer.close(end.reason)
+    return ended
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="agprof.sampler", description="Sample this node into a run folder.")
     parser.add_argument("--run-dir", required=True, help="the run folder")
     parser.add_argument("--node", type=int, default=0, help="number of this node, from 0")
-    parser.add_argument("--period", type=float, default=1.0, help="seconds between samples, 0.05 to 60")
+    parser.add_argument("--fast-period", type=float, default=0.2, help="seconds between samples of the GPUs")
+    parser.add_argument("--period", type=float, default=1.0, help="seconds between samples of host and processes")
+    parser.add_argument("--slow-period", type=float, default=5.0, help="seconds between samples of what changes slowly")
     parser.add_argument("--nvml", choices=("auto", "off"), default="auto", help="off: never touch the GPU's driver")
+    parser.add_argument("--root-pid", type=int, help="sample the tree of this process, which is no rank, too")
+    parser.add_argument("--prometheus-port", type=int, help="serve the newest values at this port, at /metrics")
+    parser.add_argument("--prometheus-host", default="127.0.0.1", help="address that it listens on")
     options = parser.parse_args(argv)
-    if not 0.05 <= options.period <= 60:
-        parser.error(f"--period {options.period}: must be 0.05 to 60 seconds")
+    for name in ("fast_period", "period", "slow_period"):
+        if not 0.05 <= getattr(options, name) <= 60:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} {getattr(options, name)}: must be 0.05 to 60 seconds")
     if options.node < 0:
         parser.error(f"--node {options.node}: must be 0 or more")
+    if options.root_pid is not None and options.root_pid <= 0:
+        parser.error(f"--root-pid {options.root_pid}: must be the number of a process")
+    if options.prometheus_port is not None and not 1 <= options.prometheus_port <= 65535:
+        parser.error(f"--prometheus-port {options.prometheus_port}: must be 1 to 65535")
     return options
 
 
-def open_stream(run: Path, node: int, period_s: float) -> StreamWriter:
+def open_stream(run: Path, options: argparse.Namespace) -> StreamWriter:
     """The stream of this node's next free attempt, with its header. Raises StoreError."""
+    node = options.node
     header = {
         "kind": "node",
         "node": node,
@@ -96,85 +138,20 @@ def open_stream(run: Path, node: int, period_s: float) -> StreamWriter:
         "schema_version": SCHEMA_VERSION,
         "agprof_version": __version__,
         "clock": read_clocks(),
-        "period_s": period_s,
+        "period_s": options.period,
+        "fast_period_s": options.fast_period,
+        "slow_period_s": options.slow_period,
     }
     try:
         (run / layout.NODES).mkdir(parents=True, exist_ok=True)
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return StreamWriter(layout.node_stream(run, node, attempt), header)
+                return StreamWriter(layout.node_stream(run, node, attempt), header, FLUSH_PERIOD_S)
             except FileExistsError:
                 continue
     except OSError as error:
         raise StoreError(f"{run} can't be written: {error.strerror or error}") from error
     raise StoreError(f"{run / layout.NODES} holds {MAX_ATTEMPTS} streams of node {node}: use a new run folder")
-
-
-def _gpus(writer: StreamWriter, states: States, mode: str) -> Gpus:
-    if mode == "off":
-        return Gpus(writer.append, states, None, "switched off with --nvml off")
-    try:
-        return Gpus(writer.append, states, load_nvml())
-    except NoNvmlError as error:
-        return Gpus(writer.append, states, None, str(error))
-
-
-class EndOfJob:
-    """Waits for the next sample's time or for the end of the job, whichever comes first."""
-
-    def __init__(self) -> None:
-        self.reason = "clean"
-        self._parent = os.getppid()
-        self._signal: int | None = None
-        self._wake, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # The handlers only set a flag; the byte that the interpreter writes for each signal ends the wait.
-        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._note)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._poll = select.poll()
-        self._poll.register(STDIN, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
-
-    def wait(self, due_ns: int) -> bool:
-        """True when the job has ended; False at `due_ns`."""
-        while not self._ended():
-            left_ms = (due_ns - time.monotonic_ns()) / 1e6
-            if left_ms <= 0:
-                return False
-            # A parent that was killed closes the pipe, unless another process inherited its end: look every second.
-            events = self._poll.poll(min(left_ms, PARENT_CHECK_MS))
-            for descriptor, _ in events:
-                if descriptor == STDIN and not self._stdin_open():
-                    return True
-                if descriptor == self._wake:
-                    self._drain()
-        return True
-
-    def _note(self, number: int, _frame: Any) -> None:
-        self._signal = number
-
-    def _ended(self) -> bool:
-        if self._signal is not None:
-            return True
-        if os.getppid() != self._parent:
-            self.reason = "parent gone"
-            return True
-        return False
-
-    def _stdin_open(self) -> bool:
-        try:
-            return os.read(STDIN, 4096) != b""
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-
-    def _drain(self) -> None:
-        try:
-            os.read(self._wake, 4096)
-        except BlockingIOError:
-            pass
 
 
 if __name__ == "__main__":

@@ -19,12 +19,20 @@ class States:
     def __init__(self, append: Append) -> None:
         self._append = append
         self._known: dict[str, State] = {}
+        self._reasons: dict[str, str] = {}
 
     def set(self, time_ns: int, field: str, state: State, reason: str = "") -> None:
         # A field is taken for ok until it is said to be otherwise.
         if self._known.get(field, "ok") != state:
             self._known[field] = state
             self._append("sampler_state", (time_ns, field, state, reason[:500], None, None))
+            self._reasons[field] = reason
+        elif reason:
+            self._reasons[field] = reason
+
+    def reason(self, field: str) -> str | None:
+        """The newest reason that was given for the field's state, also where it made no row."""
+        return self._reasons.get(field)
 
 
 class Backoff:

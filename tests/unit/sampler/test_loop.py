@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agprof.sampler.loop import BUDGET_SAMPLES, Clock, Sampler, Schedule
+from agprof.sampler.loop import Account, Clock, Lane, tier
+from agprof.sampler.schedule import Schedule
 from agprof.sampler.states import SECOND_NS, Backoff, Probe, Rate, States
 
 MS = 1_000_000
@@ -21,7 +22,8 @@ class Time:
     def clock(self) -> Clock:
         return Clock(
             monotonic_ns=lambda: self.now,
-            cpu_ns=lambda: self.cpu,
+            thread_cpu_ns=lambda: self.cpu,
+            process_cpu_ns=lambda: self.cpu,
             run_delay_ns=lambda: self.delay,
             resident_bytes=lambda: 123,
         )
@@ -38,54 +40,69 @@ class Part:
 
 
 class Rig:
-    def __init__(self, action: Callable[["Rig"], int] = lambda rig: 0, period_s: float = 1.0) -> None:
+    """A lane of two tiers: `part` and `other` in `medium`, `cores` in `slow`."""
+
+    def __init__(self, action: Callable[["Rig"], int] = lambda rig: 0) -> None:
         self.time = Time()
         self.rows: list[tuple[str, tuple[Any, ...]]] = []
         self.flushed: list[int] = []
         self.lost = 0
         self.part = Part(lambda: action(self))
         self.other = Part()
-        append = lambda table, row: self.rows.append((table, row))  # noqa: E731
-        self.sampler = Sampler(
-            append=append,
+        self.cores = Part()
+        self.medium = tier("medium", 1.0, {"host": self.part, "network": self.other}, Random(1))
+        self.slow = tier("slow", 5.0, {"cores": self.cores}, Random(2))
+        self.lane = Lane(
+            name="host",
+            tiers=(self.medium, self.slow),
+            append=self.append,
+            states=States(self.append),
             flush=lambda: self.flushed.append(len(self.rows)),
-            lost_rows=lambda: self.lost,
-            states=States(append),
-            parts={"host": self.part, "gpu.sampling": self.other},
-            schedule=Schedule(period_s, Random(1)),
             clock=self.time.clock(),
         )
 
-    def run(self, ticks: int) -> None:
-        for _ in range(ticks):
-            self.sampler.tick()
-            self.time.now = max(self.time.now, self.sampler.due_ns)
+    def append(self, table: str, row: tuple[Any, ...]) -> None:
+        self.rows.append((table, row))
+
+    def run(self, seconds: float) -> None:
+        end_ns = self.time.now + int(seconds * SECOND_NS)
+        while self.time.now < end_ns:
+            self.lane.run_due()
+            self.time.now = max(self.time.now, self.lane.due_ns)
 
     def states(self, field: str) -> list[tuple[str, str]]:
         return [(row[2], row[3]) for table, row in self.rows if table == "sampler_state" and row[1] == field]
 
 
-def test_the_grid_does_not_drift_and_each_point_is_moved_by_at_most_a_fifth() -> None:
+def offsets(times: list[int], period_s: float) -> list[float]:
+    return [(time - times[0] - number * period_s * SECOND_NS) / SECOND_NS for number, time in enumerate(times)]
+
+
+def test_each_tier_has_a_grid_that_does_not_drift_and_points_moved_by_at_most_a_fifth() -> None:
     rig = Rig()
-    rig.run(500)
-    begin = rig.part.times[0]
-    offsets = [(time - begin - number * SECOND_NS) / SECOND_NS for number, time in enumerate(rig.part.times)]
-    assert offsets[0] == 0
-    assert max(map(abs, offsets)) <= 0.2
-    assert min(offsets) < -0.15
-    assert max(offsets) > 0.15
+    rig.run(1000)
+    for times, period_s in ((rig.part.times, 1.0), (rig.cores.times, 5.0)):
+        moved = offsets(times, period_s)
+        assert len(moved) == pytest.approx(1000 / period_s, abs=2)
+        assert moved[0] == 0
+        assert max(map(abs, moved)) <= 0.2 * period_s
+        assert min(moved) < -0.15 * period_s
+        assert max(moved) > 0.15 * period_s
+    assert rig.other.times == rig.part.times
 
 
 def test_times_that_were_missed_are_left_out() -> None:
     rig = Rig()
     rig.run(3)
     rig.time.now += 100 * SECOND_NS
+    count = len(rig.part.times)
     rig.run(2)
+    assert len(rig.part.times) <= count + 4
     assert rig.part.times[-1] - rig.part.times[-2] < 1.5 * SECOND_NS
 
 
 def test_two_seeds_give_two_schedules() -> None:
-    first, second = Schedule(1.0, Random(1)), Schedule(1.0, Random(2))
+    first, second = Schedule(1.0, 10.0, Random(1)), Schedule(1.0, 10.0, Random(2))
     assert first.next_ns(0) != second.next_ns(0)
 
 
@@ -98,21 +115,41 @@ def test_a_part_that_fails_is_a_row_once_and_the_other_parts_go_on() -> None:
         return 0
 
     rig = Rig(action)
-    rig.run(5)
+    while failing:
+        rig.run(0.1)
     assert rig.states("host") == [("retry", "RuntimeError: broken"), ("ok", "")]
     assert len(rig.other.times) == 5
 
 
-def test_a_slow_read_doubles_the_period_up_to_ten_seconds() -> None:
+def test_a_slow_read_doubles_the_period_of_its_tier_up_to_ten_seconds_and_of_no_other() -> None:
     def action(rig: Rig) -> int:
         rig.time.now += 60 * MS
         return 0
 
     rig = Rig(action)
-    rig.run(8)
-    assert rig.sampler.schedule.period_s == 10
-    slowed = [reason for state, reason in rig.states("self") if state == "slowed"]
-    assert slowed == [f"reading host took 60 ms; the period is {period} s from here on" for period in (2, 4, 8, 10)]
+    rig.run(80)
+    assert (rig.medium.schedule.period_s, rig.slow.schedule.period_s) == (10, 5)
+    slowed = [reason for state, reason in rig.states("tier.medium") if state == "slowed"]
+    assert slowed == [
+        f"host: reading host took 60 ms; the period is {period} s from here on" for period in (2, 4, 8, 10)
+    ]
+    assert rig.states("tier.slow") == []
+
+
+def test_a_tier_that_was_asked_to_be_slower_than_the_cap_stays_as_it_is() -> None:
+    asked = tier("fast", 30.0, {}, Random(1))
+    assert not asked.schedule.slow_down(0)
+    assert asked.schedule.period_s == 30
+
+
+def test_the_first_sample_of_a_part_may_be_slow_because_it_loads_and_opens() -> None:
+    def action(rig: Rig) -> int:
+        rig.time.now += 900 * MS if len(rig.part.times) == 1 else 0
+        return 0
+
+    rig = Rig(action)
+    rig.run(20)
+    assert rig.medium.schedule.period_s == 1
 
 
 @pytest.mark.parametrize("excused", ["own budget", "no free CPU"])
@@ -125,7 +162,7 @@ def test_time_that_is_not_the_reads_own_does_not_slow_it_down(excused: str) -> N
 
     rig = Rig(action)
     rig.run(8)
-    assert rig.sampler.schedule.period_s == 1
+    assert rig.medium.schedule.period_s == 1
 
 
 @pytest.mark.parametrize(("cpu_ms", "periods"), [(9, {1.0}), (15, {1.0, 2.0}), (30, {1.0, 2.0, 4.0})])
@@ -136,41 +173,92 @@ def test_more_than_one_percent_of_a_core_doubles_the_period(cpu_ms: int, periods
 
     rig = Rig(action)
     found = set()
-    for _ in range(6 * BUDGET_SAMPLES):
+    for _ in range(300):
         rig.run(1)
-        found.add(rig.sampler.schedule.period_s)
+        found.add(rig.medium.schedule.period_s)
     assert found == periods
+    assert rig.slow.schedule.period_s == 5
+    if cpu_ms == 15:
+        ((state, reason),) = rig.states("tier.medium")
+        assert state == "slowed"
+        assert reason == ("host: sampling it took 1.5% of a core over the last 30 s; the period is 2 s from here on")
 
 
-def test_it_accounts_for_itself_every_ten_seconds_and_at_the_end() -> None:
-    rig = Rig()
-    rig.run(31)
-    rig.sampler.finish()
-    own = [row for table, row in rig.rows if table == "sampler_state"]
-    assert len(own) in (4, 5)
-    assert all(row[1:] == ("self", "ok", "", 0, 123) for row in own)
-    assert rig.flushed[-1] == len(rig.rows)
+def test_cpu_time_with_a_budget_of_its_own_is_not_held_against_the_tier() -> None:
+    def action(rig: Rig) -> int:
+        rig.time.cpu += 30 * MS
+        return 25 * MS
+
+    rig = Rig(action)
+    rig.run(200)
+    assert rig.medium.schedule.period_s == 1
 
 
-def test_lost_rows_are_said() -> None:
-    rig = Rig()
-    rig.run(1)
-    rig.lost = 5
-    rig.sampler.finish()
-    assert rig.states("store") == [("retry", "5 rows could not be written")]
+def test_one_moment_of_much_work_slows_nothing_down() -> None:
+    def action(rig: Rig) -> int:
+        rig.time.cpu += 200 * MS if len(rig.part.times) == 40 else MS
+        return 0
+
+    rig = Rig(action)
+    rig.run(200)
+    assert rig.medium.schedule.period_s == 1
+
+
+@pytest.mark.parametrize("period_s", [0.2, 1.0, 5.0, 30.0])
+def test_a_budget_needs_half_a_minute_and_six_periods(period_s: float) -> None:
+    budget, now_ns, samples = tier("fast", period_s, {}, Random(1)).budget, 0, 0
+    while budget.excess(now_ns, int(0.02 * period_s * SECOND_NS)) is None:
+        now_ns += int(period_s * SECOND_NS)
+        samples += 1
+    assert now_ns / SECOND_NS == pytest.approx(max(30, 6 * period_s), abs=period_s)
 
 
 def test_what_was_read_first_is_flushed_before_the_next_part_runs() -> None:
     flushed_before: list[int] = []
 
     def action(rig: Rig) -> int:
-        rig.sampler.append("host_samples", ())
+        rig.append("host_samples", ())
         return 0
 
     rig = Rig(action)
     rig.other.action = lambda: flushed_before.append(len(rig.flushed)) or 0  # type: ignore[func-returns-value]
-    rig.run(1)
+    rig.run(0.1)
     assert flushed_before == [1]
+
+
+def test_a_watchdog_can_see_what_is_being_sampled_and_since_when() -> None:
+    seen: list[object] = []
+
+    def action(rig: Rig) -> int:
+        seen.append(rig.lane.sampling)
+        return 0
+
+    rig = Rig(action)
+    begin_ns = rig.time.now
+    rig.run(0.1)
+    assert seen == [("host", begin_ns)]
+    assert rig.lane.sampling is None
+
+
+def test_the_last_sample_is_taken_of_everything() -> None:
+    rig = Rig()
+    rig.run(1)
+    counts = [len(part.times) for part in (rig.part, rig.other, rig.cores)]
+    rig.lane.finish()
+    assert [len(part.times) for part in (rig.part, rig.other, rig.cores)] == [count + 1 for count in counts]
+
+
+def test_it_accounts_for_itself_every_ten_seconds_and_says_lost_rows() -> None:
+    time, lost = Time(), [0]
+    rows: list[tuple[Any, ...]] = []
+    account = Account(lambda table, row: rows.append(row), lambda: lost[0], time.clock())
+    for _ in range(31):
+        account.look()
+        time.now += SECOND_NS
+    assert [row[1:] for row in rows] == [("self", "ok", "", 0, 123)] * 4
+    lost[0] = 5
+    account.close(time.now)
+    assert [row[1:4] for row in rows[4:]] == [("store", "retry", "5 rows could not be written"), ("self", "ok", "")]
 
 
 def test_a_rate_is_none_at_first_and_where_the_counter_went_backwards() -> None:
