@@ -172,7 +172,7 @@ def configuration(view: View) -> tuple[tuple[str, str], ...]:
     for _, facts in sorted(view.facts.items(), reverse=True):
         known |= facts
     for key, value in sorted(known.items()):
-        if key.startswith(_MEASURED):
+        if key.startswith(_MEASURED) or value is None:
             continue
         rows.extend(_flat(key, value) if isinstance(value, Mapping) else [(key, _words(value))])
     if manifest.get("python"):

@@ -207,7 +207,7 @@ def _arm_instruments(recorder: Any, torch: Any, hooks: ImportHooks) -> None:
         def facts_of_root(module: Any) -> None:
             number = next(roots)
             if number == 0:
-                facts.record_device(recorder, torch)
+                facts.record_device(recorder, torch, module)
             if number < MAX_DESCRIBED_ROOTS:
                 facts.record_model(recorder, module, number)
                 facts.record_framework(recorder, module, number)

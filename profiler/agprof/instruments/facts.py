@@ -3,16 +3,18 @@
 import os
 from typing import Any
 
+from agprof.instruments.gpu_identity import record_gpu, record_visible_devices
 from agprof.instruments.recorder import Recorder
 
 
 def record_torch(recorder: Recorder, torch: Any) -> None:
     """Facts known once torch is imported."""
     recorder.fact("torch.version", str(torch.__version__))
+    record_visible_devices(recorder)
 
 
-def record_device(recorder: Recorder, torch: Any) -> None:
-    """Facts of device and threads; called at the first forward, when the rank has chosen them.
+def record_device(recorder: Recorder, torch: Any, module: Any) -> None:
+    """Facts of device and threads; called at the first forward, that of `module`, when the rank has chosen them.
 
     Never touches the CUDA driver before the training did: that would fix CUDA_VISIBLE_DEVICES too early.
     """
@@ -20,13 +22,10 @@ def record_device(recorder: Recorder, torch: Any) -> None:
     recorder.fact("cpu.affinity", sorted(os.sched_getaffinity(0)))
     recorder.fact("torch.allow_tf32.matmul", _allows_tf32(torch.backends.cuda.matmul, torch))
     recorder.fact("torch.allow_tf32.convolution", _allows_tf32(torch.backends.cudnn, torch))
+    record_visible_devices(recorder)
     if torch.cuda.is_initialized():
-        index = torch.cuda.current_device()
-        properties = torch.cuda.get_device_properties(index)
         recorder.fact("device.type", "cuda")
-        recorder.fact("device.name", properties.name)
-        recorder.fact("device.uuid", str(getattr(properties, "uuid", "")))
-        recorder.fact("device.memory_total_bytes", int(properties.total_memory))
+        record_gpu(recorder, torch, module)
     else:
         recorder.fact("device.type", "cpu")
         recorder.fact("device.name", "CPU")
