@@ -117,4 +117,9 @@ def _notes(workload: Workload) -> list[str]:
         notes.append(f"nsys.first_step {nsys.first_step} is never reached in {total} steps: nsys will capture nothing")
     if profile.level == "off" and not monitor.enabled:
         notes.append("profile.level is off and the monitor is not enabled: nothing will be measured")
+    period = monitor.period_s
+    for key, used in zip(("fast_period_s", "slow_period_s"), monitor.periods_s()[::2], strict=True):
+        asked = getattr(monitor, key)
+        if key in monitor.model_fields_set and used != asked:
+            notes.append(f"monitor.{key} is {asked:g} and monitor.period_s {period:g}: both tiers take {used:g} s")
     return notes

@@ -31,7 +31,10 @@ def _prometheus(value: Any) -> Any:
     raise broken_rule("must be a port or a mapping of options, as in `prometheus: 9109`")
 
 
-Prometheus: TypeAlias = Annotated[PrometheusSection | None, BeforeValidator(_prometheus)]
+Prometheus: TypeAlias = Annotated[
+    PrometheusSection | None,
+    BeforeValidator(_prometheus, json_schema_input_type=Port | PrometheusSection | Literal[False] | None),
+]
 
 
 def _nvml(value: Any) -> Any:

@@ -10,8 +10,9 @@ from agprof.config import bundled
 from agprof.config.bundled import bundled_workloads, find_bundled
 from agprof.config.check import known_keys
 from agprof.config.dump import dump_workload
+from agprof.config.energy import EnergySection
 from agprof.config.load import LoadedWorkload, load_workload, parse_workload
-from agprof.config.monitor import MonitorSection
+from agprof.config.monitor import MonitorSection, PrometheusSection
 from agprof.config.workload import (
     RESERVED_ENV,
     LaunchSection,
@@ -188,7 +189,15 @@ WORKLOADS = st.builds(
         nvtx=st.booleans(),
     ),
     monitor=st.builds(
-        MonitorSection, enabled=st.booleans(), period_s=st.floats(0.05, 60), nvml=st.sampled_from(["auto", "off"])
+        MonitorSection,
+        enabled=st.booleans(),
+        fast_period_s=st.floats(0.05, 60),
+        period_s=st.floats(0.05, 60),
+        nvml=st.sampled_from(["auto", "off"]),
+        prometheus=st.none() | st.builds(PrometheusSection, port=st.integers(1, 65535)),
+    ),
+    energy=st.builds(
+        EnergySection, price_per_kwh=st.none() | st.floats(0, 1e6), pue=st.none() | st.floats(1, 10), source=TEXT
     ),
 )
 
