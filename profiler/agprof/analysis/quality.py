@@ -9,7 +9,7 @@ from agprof.analysis.identity import imported_from, world_size
 from agprof.analysis.nsys import nsys_notes
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
 from agprof.analysis.statistics import nothing
-from agprof.analysis.system import longest_gap
+from agprof.analysis.system_samples import longest_gap
 from agprof.analysis.view import View
 from agprof.model.answers import CommunicationAnswer, Quality
 from agprof.model.figure import Figure, Kpi

@@ -1,0 +1,95 @@
+"""The sampler's tables in time: put on the run's axis, cut to the steady window, their gaps found.
+
+Everything here is an expression over whole tables: a day of eight GPUs has 3.5 million rows.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+
+import polars as pl
+
+from agprof.analysis.view import View
+
+GAP_PERIODS = 3
+"""A stretch between two samples longer than this many typical periods is a gap."""
+_TYPICAL_OVER = 31
+"""Samples around one over which its typical period is taken: a tier's period may be doubled in mid-run."""
+_ALWAYS = 2**62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The time that figures are of, in ns since the run's origin; both ends belong to it."""
+
+    start_ns: int
+    end_ns: int
+    steady: bool
+    """Whether it is that of the steady steps; else the whole run."""
+
+    @property
+    def words(self) -> str:
+        return "the steady steps" if self.steady else "the whole run"
+
+
+def steady_window(view: View) -> Window:
+    """From the begin of the first steady step to the end of the last, over all ranks; the whole run without one."""
+    rows = view.steady.group_by("rank").agg(pl.col("start_ns").min(), pl.col("end_ns").max())
+    if not rows.height:
+        return Window(start_ns=-_ALWAYS, end_ns=_ALWAYS, steady=False)
+    ends = [
+        (view.since_origin(start, rank=rank), view.since_origin(end, rank=rank))
+        for rank, start, end in rows.iter_rows()
+    ]
+    return Window(start_ns=min(start for start, _ in ends), end_ns=max(end for _, end in ends), steady=True)
+
+
+def on_axis(view: View, table: str, *keys: str) -> pl.DataFrame:
+    """A node's table with its time as `at_ns` since the run's origin, sorted by node, `keys` and time."""
+    frame = view.tables[table]
+    shifts = {node: shift for node, shift in view.shifts.items() if shift}
+    at = pl.col("time_ns") - view.origin_ns
+    if shifts:
+        at = at + pl.col("node").replace_strict(shifts, default=0, return_dtype=pl.Int64)
+    return frame.with_columns(at_ns=at).sort("node", *keys, "at_ns", maintain_order=True)
+
+
+def inside(frame: pl.DataFrame, window: Window) -> pl.DataFrame:
+    """The rows of a table `on_axis` that lie in the window."""
+    return frame.filter(pl.col("at_ns").is_between(window.start_ns, window.end_ns))
+
+
+def with_gaps_marked(frame: pl.DataFrame, *keys: str) -> pl.DataFrame:
+    """A table `on_axis` with `gap_before`: whether nothing was sampled for long before this row, by its neighbours."""
+    by = ["node", *keys]
+    step = pl.col("at_ns").diff().over(by)
+    typical = pl.col("step_ns").rolling_median(_TYPICAL_OVER, center=True, min_samples=2).over(by)
+    return (
+        frame.with_columns(step_ns=step)
+        .with_columns(typical_ns=typical)
+        .with_columns(
+            gap_before=(
+                pl.col("step_ns").is_not_null()
+                & (pl.col("typical_ns") > 0)
+                & (pl.col("step_ns") > GAP_PERIODS * pl.col("typical_ns"))
+            ).fill_null(False)
+        )
+    )
+
+
+def longest_gap(times: list[int]) -> int:
+    """A stretch between samples longer than this is a gap: three median periods; 0 when there are too few."""
+    if len(times) < 3:
+        return 0
+    return int(GAP_PERIODS * median(b - a for a, b in pairwise(times)))
+
+
+def many_nodes(view: View) -> bool:
+    """Whether labels have to name the node."""
+    names = ("host_samples", "gpu_samples", "network_samples", "core_samples")
+    return pl.concat([view.tables[name]["node"] for name in names]).n_unique() > 1
+
+
+def prefix(several: bool, node: int) -> str:
+    """How a label begins."""
+    return f"node {node} " if several else ""

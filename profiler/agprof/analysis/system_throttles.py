@@ -1,0 +1,108 @@
+"""When the clocks of GPUs were held down, by the driver's clock event reasons (NVML's nvmlClocksEventReason*)."""
+
+import polars as pl
+
+from agprof.analysis.system_samples import on_axis, with_gaps_marked
+from agprof.analysis.view import View
+from agprof.model.format import format_value
+from agprof.model.system_answers import ThrottleKind, ThrottleSpan
+
+SOFTWARE_POWER_CAP, HARDWARE_SLOWDOWN, SYNC_BOOST, SOFTWARE_THERMAL = 0x4, 0x8, 0x10, 0x20
+HARDWARE_THERMAL, POWER_BRAKE, BOARD_LIMIT, RELIABILITY = 0x40, 0x80, 0x200, 0x400
+WORDS: dict[int, str] = {
+    SOFTWARE_POWER_CAP: "software power cap",
+    BOARD_LIMIT: "board power limit",
+    SOFTWARE_THERMAL: "software thermal slowdown",
+    HARDWARE_THERMAL: "hardware thermal slowdown",
+    POWER_BRAKE: "hardware power brake",
+    HARDWARE_SLOWDOWN: "hardware slowdown",
+    SYNC_BOOST: "sync boost",
+    RELIABILITY: "reliability limit",
+}
+KINDS: dict[ThrottleKind, int] = {
+    "power": SOFTWARE_POWER_CAP | BOARD_LIMIT,
+    "thermal": SOFTWARE_THERMAL | HARDWARE_THERMAL,
+    "hardware": POWER_BRAKE | HARDWARE_SLOWDOWN,
+    "sync boost": SYNC_BOOST,
+    "other": RELIABILITY,
+}
+"""Bits by kind. Idle (0x1), clocks set by an application (0x2) and for a display (0x100) hold nothing down."""
+POWER_BITS = SOFTWARE_POWER_CAP | BOARD_LIMIT | POWER_BRAKE
+THERMAL_BITS = KINDS["thermal"]
+"""As the driver's counters of time are summed in `throttled_power_ns` and `throttled_thermal_ns`."""
+
+MOST_SPANS = 4000
+"""In all; beyond, spans of one GPU and kind that lie close together are told as one."""
+_LEAST_SPANS = 40
+"""Of one GPU and kind."""
+
+
+def throttle_spans(view: View) -> tuple[tuple[ThrottleSpan, ...], str | None]:
+    """Spans by GPU and time; those of one kind don't overlap. And what was joined in them (None: nothing).
+
+    A span goes from the first sample that shows the reason to the first that does not; a gap ends it.
+    """
+    samples = on_axis(view, "gpu_samples", "gpu").drop_nulls("clock_event_reasons")
+    if not samples.height:
+        return (), None
+    samples = with_gaps_marked(samples.select("node", "gpu", "at_ns", reasons="clock_event_reasons"), "gpu")
+    found = pl.concat([_spans_of(samples, kind, bits) for kind, bits in KINDS.items()])
+    found, joined_ns = _joined(found)
+    spans = tuple(
+        ThrottleSpan(node=node, gpu=gpu, start_ns=start, end_ns=end, kind=kind, reasons=in_words(bits))
+        for node, gpu, kind, start, end, bits in found.sort("node", "gpu", "start_ns", "kind").iter_rows()
+    )
+    note = f"Stretches of held-down clocks less than {format_value(joined_ns, 'ns')} apart are drawn as one."
+    return spans, note if joined_ns else None
+
+
+def in_words(bits: int) -> tuple[str, ...]:
+    """The reasons in a mask."""
+    return tuple(words for bit, words in WORDS.items() if bits & bit)
+
+
+def _spans_of(samples: pl.DataFrame, kind: ThrottleKind, bits: int) -> pl.DataFrame:
+    by = ["node", "gpu"]
+    held = (pl.col("reasons") & bits) != 0
+    until = (
+        pl.when(pl.col("gap_before").shift(-1).over(by).fill_null(True))
+        .then(pl.col("at_ns") + pl.col("typical_ns").fill_null(0).cast(pl.Int64))
+        .otherwise(pl.col("at_ns").shift(-1).over(by))
+    )
+    return (
+        samples.with_columns(held=held, until=until)
+        .with_columns(
+            begins=pl.col("held") & (pl.col("gap_before") | ~pl.col("held").shift(1).over(by).fill_null(False))
+        )
+        .filter("held")
+        .with_columns(run=pl.col("begins").cum_sum())
+        .group_by("node", "gpu", "run", maintain_order=True)
+        .agg(
+            start_ns=pl.col("at_ns").first(),
+            end_ns=pl.col("until").last(),
+            bits=(pl.col("reasons") & bits).bitwise_or(),
+        )
+        .filter(pl.col("end_ns") > pl.col("start_ns"))
+        .select("node", "gpu", pl.lit(kind).alias("kind"), "start_ns", "end_ns", "bits")
+    )
+
+
+def _joined(spans: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """At most MOST_SPANS or so: of those too many of one GPU and kind are joined; and across how long a pause."""
+    by = ["node", "gpu", "kind"]
+    if spans.height <= MOST_SPANS:
+        return spans, 0
+    most = max(_LEAST_SPANS, MOST_SPANS // max(1, spans.select(by).n_unique()))
+    pause = int(str(spans["end_ns"].max())) - int(str(spans["start_ns"].min()))
+    pause = pause // most + 1
+    joined = (
+        spans.sort(*by, "start_ns")
+        .with_columns(
+            begins=(pl.col("start_ns") - pl.col("end_ns").shift(1).over(by) >= pause).fill_null(True),
+        )
+        .with_columns(run=pl.col("begins").cum_sum())
+        .group_by(*by, "run", maintain_order=True)
+        .agg(pl.col("start_ns").first(), pl.col("end_ns").last(), pl.col("bits").bitwise_or())
+        .select("node", "gpu", "kind", "start_ns", "end_ns", "bits")
+    )
+    return joined, pause
