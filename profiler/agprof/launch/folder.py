@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from agprof.config.monitor import MonitorSection
 from agprof.config.workload import Workload
 from agprof.errors import LaunchError
 from agprof.launch import host
@@ -83,6 +84,38 @@ def write_manifest(run_dir: Path, workload: Workload, plan: LaunchPlan, *, realt
         raise _unwritable(run_dir, error) from error
 
 
+def write_monitor_manifest(
+    run_dir: Path, name: str, command: Sequence[str], monitor: MonitorSection, *, realtime_ns: int | None = None
+) -> None:
+    """Write `run.json` of a command that is only sampled. Raises LaunchError when it can't be written."""
+    argv = [displayable(word) for word in redact_argv(command)]
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "agprof": __version__,
+        "kind": layout.KIND_MONITOR,
+        "name": name,
+        "created_realtime_ns": time.time_ns() if realtime_ns is None else realtime_ns,
+        "ranks": None,
+        "nodes": 1,
+        "launcher": layout.KIND_MONITOR,
+        "argv": argv,
+        "cwd": displayable(str(Path.cwd())),
+        "environment_changes": {},
+        "environment": {key: displayable(value) for key, value in environment_allowed(os.environ).items()},
+        "workload": {"name": name, "command": argv, "monitor": monitor.model_dump(mode="json")},
+        **_machine(Path.cwd()),
+    }
+    try:
+        write_json(run_dir / layout.MANIFEST, manifest)
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+
+
+def displayable(text: str) -> str:
+    """The text with bytes that are no UTF-8 written out as `\\udcff`: a command's words may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> dict[str, Any]:
     """The manifest. Of the environment only an allow-list goes in, and what looks like a secret is redacted."""
     return {
@@ -100,6 +133,12 @@ def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> d
         },
         "environment": environment_allowed(plan.env),
         "workload": _workload(workload),
+        **_machine(plan.cwd),
+    }
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    return {
         "host": {
             "hostname": socket.gethostname(),
             "platform": platform.platform(),
@@ -110,7 +149,7 @@ def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> d
         },
         "python": platform.python_version(),
         "packages": package_versions(),
-        "git_commit": git_commit(plan.cwd),
+        "git_commit": git_commit(folder),
     }
 
 

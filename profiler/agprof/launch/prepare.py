@@ -1,7 +1,6 @@
 """Gathers what this machine adds to a workload, and plans the launch."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from agprof.launch import host, ops
 from agprof.launch.nsight import HOW_TO_GET, find_nsys
 from agprof.launch.nsys import NsysHere, sees_gpu
 from agprof.launch.plan import LaunchPlan, plan_launch
+from agprof.launch.programs import find_program
 
 
 def prepare(
@@ -35,7 +35,9 @@ def prepare(
     if workload.launch.launcher == "deepspeed" and not ops.is_installed("deepspeed"):
         raise LaunchError("`launch.launcher: deepspeed` needs the package deepspeed beside agprof; it is not installed")
     folder = host.extensions_dir(os.environ)
-    program = _program(workload.command[0], workload) if workload.command is not None else None
+    program = None
+    if workload.command is not None:
+        program = find_program(workload.command[0], {**os.environ, **workload.launch.env}, how="agprof run --")
     nsys = _find_nsys(workload)
     plan = plan_launch(
         workload,
@@ -80,17 +82,3 @@ def _find_nsys(workload: Workload) -> NsysHere | None:
     if program is None:
         return None
     return NsysHere(program=program.absolute(), gpu=sees_gpu(host.has_gpu(), environ))
-
-
-def _program(word: str, workload: Workload) -> Path:
-    """The absolute path of a command's program, as the shell would find it. Raises LaunchError."""
-    env = {**os.environ, **workload.launch.env}
-    found = shutil.which(word, path=env.get("PATH", os.defpath))
-    if found is not None:
-        return Path(found).absolute()
-    if "/" in word and Path(word).is_file():
-        raise LaunchError(f"{word} can't be executed; a Python file is run as: agprof run -- python {word}")
-    hint = "there is no such file" if "/" in word else "it is not on PATH"
-    if Path(word).is_file():
-        hint += f"; the file of that name is run as: agprof run -- {'python ' if word.endswith('.py') else './'}{word}"
-    raise LaunchError(f"command {word!r} was not found: {hint}")

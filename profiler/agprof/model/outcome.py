@@ -42,6 +42,16 @@ class HostMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommandUsage:
+    """What the kernel counted for a command and those of its descendants that were waited for (getrusage)."""
+
+    cpu_s: float
+    """CPU time, user and system."""
+    peak_rss_bytes: int
+    """Highest resident set of the largest of these processes, not their sum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended, as `outcome.json` keeps it."""
 
@@ -63,6 +73,8 @@ class Outcome:
     """What else there is to say about the end, in sentences."""
     memory: HostMemory | None = None
     """None in outcomes of before there was this."""
+    usage: CommandUsage | None = None
+    """Of a command under `agprof monitor`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,4 +90,6 @@ class Outcome:
             data[key] = tuple(data.get(key, ()))
         memory = data.get("memory")
         data["memory"] = None if memory is None else HostMemory(**memory)
+        usage = data.get("usage")
+        data["usage"] = None if usage is None else CommandUsage(**usage)
         return Outcome(**data)
