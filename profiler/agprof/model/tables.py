@@ -443,8 +443,10 @@ PROCESS_SAMPLES = table(
 GPUS = table(
     "gpus",
     "node",
-    "The node's GPUs, once.",
-    ("gpu", "int", "NVML index on this node"),
+    "The node's GPUs and the MIG instances that they are split into: once, and again when something here has changed. "
+    "An instance has the columns that are its own, and rows in gpu_states, gpu_activity and gpu_processes; power, "
+    "energy, clocks and utilization are those of the whole GPU.",
+    ("gpu", "int", "NVML index on this node; of a MIG instance 1000 * (its GPU's index + 1) + its slot"),
     ("uuid", "str?", "UUID"),
     ("pci_bus_id", "str?", "PCI bus id"),
     ("name", "str?", "product name as NVML gives it"),
@@ -480,20 +482,26 @@ GPU_SAMPLES = table(
     ("memory_clock_mhz", "int?", "memory clock"),
     ("temperature_c", "int?", "earlier recordings only: now in gpu_states"),
     ("clock_event_reasons", "int?", "bit mask of clock event reasons at this instant"),
-    ("power_average_mw", "int?", "power averaged by the driver over 1 s, where it tells it apart"),
-    ("pcie_sent_bytes_per_s", "float?", "PCIe, from the GPU (counters, not the sampled throughput)"),
+    ("power_average_mw", "int?", "power averaged by the driver over 1 s, where it tells it apart; once per second"),
+    (
+        "pcie_sent_bytes_per_s",
+        "float?",
+        "PCIe, from the GPU (counters, not the sampled throughput). A counter of 32 bits, as sampler_state then says, "
+        "is taken to run round at most once per period: 21 GB/s at 0.2 s",
+    ),
     ("pcie_received_bytes_per_s", "float?", "PCIe, to the GPU"),
     ("nvlink_sent_bytes_per_s", "float?", "NVLink payload, all links, from the GPU"),
     ("nvlink_received_bytes_per_s", "float?", "NVLink payload, all links, to the GPU"),
     (
         "throttled_power_ns",
         "int?",
-        "time with clocks held down for power (cap, brake, board limit) in that period",
+        "time with clocks held down for power (cap, brake, board limit) in that period: the longest of these, as they "
+        "overlap",
     ),
     (
         "throttled_thermal_ns",
         "int?",
-        "time with clocks held down for heat (software, hardware) in that period",
+        "time with clocks held down for heat (software, hardware) in that period, in the same way",
     ),
     ("throttled_other_ns", "int?", "time with clocks held down for sync boost or reliability in that period"),
 )
@@ -527,12 +535,15 @@ GPU_ACTIVITY = table(
     ("fp64_ratio", "float?", "fp64 units in use, 0..1"),
     ("fp32_ratio", "float?", "fp32 units in use, 0..1"),
     ("fp16_ratio", "float?", "fp16 units in use, tensor cores not counted, 0..1"),
+    ("pcie_sent_bytes_per_s", "float?", "PCIe, from the GPU; None for a MIG instance"),
+    ("pcie_received_bytes_per_s", "float?", "PCIe, to the GPU; None for a MIG instance"),
 )
 
 GPU_HEALTH = table(
     "gpu_health",
     "node",
-    "Memory errors of each GPU (tier `slow`); counts since the driver was loaded.",
+    "Memory errors of each GPU (tier `slow`). ECC errors are counted since the driver was loaded (volatile), rows that "
+    "were replaced since the GPU was made.",
     ("time_ns", "int", "time"),
     ("gpu", "int", "NVML index on this node"),
     ("ecc_corrected", "int?", "errors that ECC put right"),
@@ -565,7 +576,7 @@ GPU_EVENTS = table(
     ("time_ns", "int", "when it was read"),
     ("gpu", "int?", "NVML index on this node; None where the driver does not say"),
     ("kind", "str", "xid | ecc_double_bit | ecc_single_bit_storm | dram_retirement | unavailable | recovery | other"),
-    ("code", "int?", "XID number, or the event's own data"),
+    ("code", "int?", "XID number (None: one that the driver does not know), or the event's own data where it has any"),
 )
 
 SAMPLER_STATE = table(

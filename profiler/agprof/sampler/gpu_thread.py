@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agprof.sampler.loop import Clock, Lane
-from agprof.sampler.nvml import NoNvmlError
+from agprof.sampler.nvml_errors import NoNvmlError
 from agprof.sampler.states import SECOND_NS, States, describe
 
 HANG_NS = 5 * SECOND_NS

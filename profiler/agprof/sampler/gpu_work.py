@@ -5,9 +5,13 @@ from collections.abc import Callable
 from random import Random
 
 from agprof.sampler.loop import Clock, Lane, tier
-from agprof.sampler.nvml import Gpus, NoNvmlError, Pids, load_nvml
+from agprof.sampler.nvml import Gpus, load_nvml
+from agprof.sampler.nvml_errors import NoNvmlError
 from agprof.sampler.nvml_events import GpuEvents
+from agprof.sampler.nvml_processes import Pids
 from agprof.sampler.states import Append, States
+
+LOADING = "NVML is being loaded; when nothing follows, its library ended the sampler"
 
 
 class NvmlWork:
@@ -26,8 +30,11 @@ class NvmlWork:
         """Raises NoNvmlError."""
         if options.nvml == "off":
             raise NoNvmlError("switched off with --nvml off")
+        # A look-alike of the library may end the process: this is on the disk by then.
+        states.set(clock.monotonic_ns(), "gpu", "retry", LOADING)
+        flush()
         nvml = load_nvml()
-        self._gpus = Gpus(append, states, nvml, pids=pids, flush=flush)
+        self._gpus = Gpus(append, states, nvml, pids=pids)
         self._events = GpuEvents(append, states, nvml)
         gpus = self._gpus
         self.lane = Lane(

@@ -15,7 +15,8 @@ from agprof.sampler.cores import Cores
 from agprof.sampler.host import Host
 from agprof.sampler.loop import Part
 from agprof.sampler.network import Network
-from agprof.sampler.nvml import Gpus, NoNvmlError, load_nvml
+from agprof.sampler.nvml import Gpus, load_nvml
+from agprof.sampler.nvml_errors import NoNvmlError
 from agprof.sampler.states import States
 
 APART_S = 0.3

@@ -42,6 +42,10 @@ class Backoff:
         self._wait_ns = FIRST_BACKOFF_NS
         self._due_ns = 0
 
+    @property
+    def due_ns(self) -> int:
+        return self._due_ns
+
     def due(self, now_ns: int) -> bool:
         return now_ns >= self._due_ns
 

@@ -1,0 +1,123 @@
+"""Rows of `gpu_activity`: what the units of one GPU or MIG instance did, by NVML's GPM counters (Hopper and later).
+
+A metric is the mean between two samples of all counters, at least 100 ms apart. The two buffers of a device are used in
+turn and freed at the end.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from agprof.sampler.nvml_device import Device
+from agprof.sampler.states import describe
+
+SHORTEST_NS = 100_000_000
+PERCENT_METRICS = (2, 3, 5, 10, 11, 12, 13)
+"""SM, occupancy, tensor, DRAM, fp64, fp32, fp16: percent, in the order of the columns."""
+RATE_METRICS = (20, 21)
+"""PCIe sent and received: MiB/s."""
+MIB = 1024**2
+MOST_PERCENT = 105
+"""A mean may come out a little over 100; more than this is no measurement."""
+FIELD = "activity"
+
+
+class Activity:
+    """Reads one device's row."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._buffers: list[Any] = []
+        self._last_ns: int | None = None
+        self._supported: bool | None = None
+        self._request: Any = None
+
+    def read(self, now_ns: int) -> tuple[Any, ...] | None:
+        """The whole row, or None where there is none. Raises DeviceLostError and LibraryLostError."""
+        if self._last_ns is not None and now_ns - self._last_ns < SHORTEST_NS:
+            return None
+        if self._supported is None:
+            self._supported = self._ask_support(now_ns)
+        if not self._supported:
+            return None
+        device = self._device
+        if not device.read(now_ns, FIELD, self._sample):
+            self._last_ns = None
+            return None
+        last_ns, self._last_ns = self._last_ns, now_ns
+        if last_ns is None:
+            return None
+        values = device.read(now_ns, f"{FIELD}.metrics", self._metrics)
+        if values is None:
+            return None
+        ratios = [ratio(values.get(metric)) for metric in PERCENT_METRICS]
+        # A MIG instance has no link of its own.
+        rates = [None if device.parent is not None else rate(values.get(metric)) for metric in RATE_METRICS]
+        return (now_ns, now_ns - last_ns, device.index, *ratios, *rates)
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        buffers, self._buffers = self._buffers, []
+        for buffer in buffers:
+            try:
+                self._device.nvml("nvmlGpmSampleFree", buffer)
+            except Exception:  # the library is gone, and its memory with it
+                return
+
+    def _ask_support(self, now_ns: int) -> bool | None:
+        device = self._device
+        handle = device.handle if device.parent is None else device.parent
+        try:
+            support = device.nvml("nvmlGpmQueryDeviceSupport", handle)
+        except Exception as error:
+            verdict = device.judge(error)
+            device.states.set(now_ns, f"gpu.{device.index}.{FIELD}", verdict, describe(error))
+            return False if verdict == "unsupported" else None
+        if support.isSupportedDevice:
+            return True
+        reason = "this GPU has no GPM counters (Hopper and later have)"
+        device.states.set(now_ns, f"gpu.{device.index}.{FIELD}", "unsupported", reason)
+        return False
+
+    def _sample(self) -> bool:
+        """Fill the older buffer; the buffers are in the order of their age then."""
+        device = self._device
+        while len(self._buffers) < 2:
+            self._buffers.append(device.nvml("nvmlGpmSampleAlloc"))
+        if device.parent is None:
+            device.nvml("nvmlGpmSampleGet", device.handle, self._buffers[0])
+        else:
+            device.nvml("nvmlGpmMigSampleGet", device.parent, device.instance, self._buffers[0])
+        self._buffers.reverse()
+        return True
+
+    def _metrics(self) -> dict[int, float]:
+        nvml = self._device.nvml
+        wanted = (*PERCENT_METRICS, *RATE_METRICS)
+        request = self._request
+        if request is None:
+            request = self._request = nvml.module.c_nvmlGpmMetricsGet_t()
+            request.version, request.numMetrics = nvml.module.NVML_GPM_METRICS_GET_VERSION, len(wanted)
+        for entry, metric in zip(_first(request.metrics, len(wanted)), wanted, strict=True):
+            # A metric that the driver passes over has failed; it is not the one before.
+            entry.metricId, entry.nvmlReturn = metric, nvml.module.NVML_ERROR_UNKNOWN
+        request.sample1, request.sample2 = self._buffers
+        nvml("nvmlGpmMetricsGet", request)
+        answers = _first(request.metrics, len(wanted))
+        return {entry.metricId: entry.value for entry in answers if entry.nvmlReturn == 0}
+
+
+def ratio(percent: float | None) -> float | None:
+    """A share of 1 from percent; None for what is none."""
+    if percent is None or not 0 <= percent <= MOST_PERCENT:
+        return None
+    return min(percent / 100, 1.0)
+
+
+def rate(mib_per_s: float | None) -> float | None:
+    """Bytes per second from MiB/s; None for what is none."""
+    return mib_per_s * MIB if mib_per_s is not None and 0 <= mib_per_s < math.inf else None
+
+
+def _first(entries: Any, count: int) -> Sequence[Any]:
+    return [entries[index] for index in range(count)]

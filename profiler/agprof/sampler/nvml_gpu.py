@@ -1,0 +1,159 @@
+"""One GPU of the node with its MIG instances: opened, read by tiers, lost and opened again."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agprof.sampler.nvml_calls import Nvml
+from agprof.sampler.nvml_device import Device
+from agprof.sampler.nvml_errors import DeviceLostError
+from agprof.sampler.nvml_gpm import Activity
+from agprof.sampler.nvml_health import Health
+from agprof.sampler.nvml_identity import describe_gpu, describe_mig, mig_index, mig_mode, nature
+from agprof.sampler.nvml_processes import Processes
+from agprof.sampler.nvml_samples import COLUMNS_BEHIND_GPU as SAMPLE_COLUMNS
+from agprof.sampler.nvml_samples import Samples
+from agprof.sampler.nvml_states import COLUMNS_BEHIND_GPU as STATE_COLUMNS
+from agprof.sampler.nvml_states import SlowStates
+from agprof.sampler.states import Append, Backoff, States, describe
+
+MOST_INSTANCES = 64
+
+
+@dataclass(slots=True)
+class Node:
+    """What all GPUs of the node share."""
+
+    append: Append
+    states: States
+    sysfs: Path
+    driver: str | None = None
+    _known: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def identify(self, row: tuple[Any, ...]) -> None:
+        """Append a row of `gpus`, once and when it has changed."""
+        if self._known.get(row[0]) != row:
+            self._known[row[0]] = row
+            self.append("gpus", row)
+
+
+class _Slice:
+    """What is read of a whole GPU and of a MIG instance alike."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.states = SlowStates(device)
+        self.activity = Activity(device)
+
+
+class Gpu:
+    """One physical GPU. `open` is called before each reading, and `lose` or `found` after it."""
+
+    def __init__(self, nvml: Nvml, node: Node, index: int) -> None:
+        self.index = index
+        self._nvml = nvml
+        self._node = node
+        self._backoff = Backoff()
+        self._slices: list[_Slice] = []
+        """The GPU itself, then its MIG instances; empty while it is lost."""
+        self._samples: Samples | None = None
+        self._health: Health | None = None
+
+    def open(self, now_ns: int) -> int:
+        """Make sure that the GPU is open. Returns the ns that it took. Raises DeviceLostError, LibraryLostError."""
+        if not self._backoff.due(now_ns):
+            raise DeviceLostError("waiting before the next try")
+        if self._slices:
+            return 0
+        begin_ns = self._nvml.now_ns()
+        self._open(now_ns)
+        return self._nvml.now_ns() - begin_ns
+
+    def found(self, now_ns: int) -> None:
+        """Say that it was read."""
+        self._backoff.succeeded()
+        self._node.states.set(now_ns, f"gpu.{self.index}", "ok")
+
+    def lose(self, now_ns: int, reason: str) -> None:
+        """Forget the handle, and wait before the next try."""
+        if self._backoff.due(now_ns):
+            self.close()
+            self._backoff.failed(now_ns)
+            self._node.states.set(now_ns, f"gpu.{self.index}", "retry", reason)
+
+    def close(self) -> None:
+        """Give back what was allocated in the driver."""
+        slices, self._slices = self._slices, []
+        self._samples = self._health = None
+        for part in slices:
+            part.activity.close()
+
+    def sample_fast(self, now_ns: int) -> None:
+        """Append the row of `gpu_samples`. These three raise DeviceLostError and LibraryLostError."""
+        assert self._samples is not None
+        self._node.append("gpu_samples", (now_ns, self.index, *self._samples.read(now_ns)))
+
+    def sample_medium(self, now_ns: int) -> None:
+        """Append rows of `gpu_states` and `gpu_activity`."""
+        # All are read before any is written: a GPU that is lost on the way has a row of gaps and no other.
+        states = [(now_ns, part.device.index, *part.states.read(now_ns)) for part in self._slices]
+        activities = [part.activity.read(now_ns) for part in self._slices]
+        for state in states:
+            self._node.append("gpu_states", state)
+        for activity in activities:
+            if activity is not None:
+                self._node.append("gpu_activity", activity)
+
+    def sample_slow(self, now_ns: int, processes: Processes) -> None:
+        """Append the row of `gpu_health`, and collect processes."""
+        assert self._health is not None
+        self._node.append("gpu_health", (now_ns, self.index, *self._health.read(now_ns)))
+        # A split GPU itself tells the processes of all its instances once more.
+        for part in self._slices[1:] or self._slices:
+            processes.collect(now_ns, part.device)
+
+    def gap_fast(self, now_ns: int) -> None:
+        self._node.append("gpu_samples", (now_ns, self.index, *(None,) * SAMPLE_COLUMNS))
+
+    def gap_medium(self, now_ns: int) -> None:
+        self._node.append("gpu_states", (now_ns, self.index, *(None,) * STATE_COLUMNS))
+
+    def _open(self, now_ns: int) -> None:
+        nvml, node = self._nvml, self._node
+        try:
+            handle = nvml("nvmlDeviceGetHandleByIndex", self.index)
+        except Exception as error:
+            nvml.judge(error)
+            raise DeviceLostError(f"no handle: {describe(error)}") from None
+        kind = nature(nvml, handle)
+        split = mig_mode(nvml, handle)
+        row = describe_gpu(nvml, self.index, handle, kind, split, node.driver, node.sysfs)
+        if not any(row[1:5]):
+            raise DeviceLostError("it tells neither its name nor its number")
+        node.identify(row)
+        device = Device(nvml, node.append, node.states, self.index, handle, kind)
+        instances = self._open_instances(now_ns, device) if split else []
+        self._samples, self._health = Samples(device), Health(device)
+        self._slices = [_Slice(device), *(_Slice(instance) for instance in instances)]
+
+    def _open_instances(self, now_ns: int, gpu: Device) -> list[Device]:
+        nvml, node = self._nvml, self._node
+        instances = []
+        refused = ""
+        for slot in range(min(nvml.optional("nvmlDeviceGetMaxMigDeviceCount", gpu.handle) or 0, MOST_INSTANCES)):
+            try:
+                handle = nvml("nvmlDeviceGetMigDeviceHandleByIndex", gpu.handle, slot)
+            except Exception as error:
+                nvml.judge(error)
+                # An empty slot is "not found".
+                if nvml.codes.of(error) != "NVML_ERROR_NOT_FOUND":
+                    refused = describe(error)
+                continue
+            index = mig_index(self.index, slot)
+            node.identify(describe_mig(nvml, index, handle, self.index, gpu.nature, node.driver))
+            number = nvml.optional("nvmlDeviceGetGpuInstanceId", handle)
+            instances.append(Device(nvml, node.append, node.states, index, handle, gpu.nature, gpu.handle, number))
+        if refused:
+            # The instances of others can't be seen from within a container.
+            node.states.set(now_ns, f"gpu.{self.index}.mig", "unsupported", refused)
+        return instances
