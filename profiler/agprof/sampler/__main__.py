@@ -27,7 +27,7 @@ from agprof.sampler.processes import RankTrees
 from agprof.sampler.states import SECOND_NS, States
 from agprof.store import layout
 from agprof.store.clocks import read_clocks
-from agprof.store.writer import StreamWriter
+from agprof.store.packed_writer import PackedStreamWriter
 
 SYNC_PERIOD_NS = 10 * SECOND_NS
 FLUSH_PERIOD_S = 0.8
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def sample_until(end: EndOfJob, writer: StreamWriter, options: argparse.Namespace) -> bool:
+def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Namespace) -> bool:
     """Sample until the job ends and close the stream. False when the GPU thread hangs."""
     clock, append = Clock(), writer.append
     states = States(append)
@@ -127,7 +127,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def open_stream(run: Path, options: argparse.Namespace) -> StreamWriter:
+def open_stream(run: Path, options: argparse.Namespace) -> PackedStreamWriter:
     """The stream of this node's next free attempt, with its header. Raises StoreError."""
     node = options.node
     header = {
@@ -146,7 +146,7 @@ def open_stream(run: Path, options: argparse.Namespace) -> StreamWriter:
         (run / layout.NODES).mkdir(parents=True, exist_ok=True)
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return StreamWriter(layout.node_stream(run, node, attempt), header, FLUSH_PERIOD_S)
+                return PackedStreamWriter(layout.node_stream(run, node, attempt), header, FLUSH_PERIOD_S)
             except FileExistsError:
                 continue
     except OSError as error:

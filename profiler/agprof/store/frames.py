@@ -7,14 +7,31 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import msgspec
 
 from agprof.errors import StoreError
-from agprof.store.layout import END, FRAME, MAGIC, MAX_FRAME_BYTES, PREAMBLE, STREAM_VERSION
+from agprof.store.layout import END, FRAME, MAGIC, MAX_FRAME_BYTES, PACKED, PREAMBLE, STREAM_VERSION
+from agprof.store.unpacking import Columns, UnpackError, unpack
 
-Rows = list[list[Any]]
+Rows: TypeAlias = list[list[Any]]
+PACKED_SINCE_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of one table, as they lay in the stream: either by row or by column."""
+
+    table: str
+    count: int
+    rows: Rows | None
+    columns: Columns | None
+
+    def as_rows(self) -> Rows:
+        if self.rows is not None:
+            return self.rows
+        return [list(row) for row in zip(*(self.columns or ()), strict=True)]
 
 
 class _DamageError(Exception):
@@ -34,6 +51,10 @@ class StreamFollower:
     damage: str | None = None
     _offset: int = 0
     _decoder: msgspec.msgpack.Decoder[Any] = field(default_factory=msgspec.msgpack.Decoder)
+    _packed: bool = False
+    """Whether the stream's version has packed frames."""
+    _dictionary: bytes = b""
+    """For the next packed frame."""
 
     @property
     def offset(self) -> int:
@@ -41,15 +62,21 @@ class StreamFollower:
         return self._offset
 
     def poll(self) -> Iterator[tuple[str, Rows]]:
-        """Yield (table, rows) of every whole frame since the last call, one frame in memory at a time.
+        """Yield (table, rows) of everything since the last call, one frame in memory at a time.
 
         Raises StoreError on a foreign file, a newer stream version, and a file that can't be read.
         """
-        for table, rows in self._frames():
-            if table == END:
-                self.ended = rows[0][0]
-            elif table:
-                yield table, rows
+        for block in self.blocks():
+            yield block.table, block.as_rows()
+
+    def blocks(self) -> Iterator[Block]:
+        """As `poll`; what was packed comes by column, which is how large readers want it."""
+        for blocks in self._frames():
+            for block in blocks:
+                if block.table == END:
+                    self.ended = block.as_rows()[0][0]
+                else:
+                    yield block
 
     def read_header(self) -> dict[str, Any] | None:
         """Read no further than the header; None as long as it is not there. Raises StoreError as `poll` does."""
@@ -57,7 +84,7 @@ class StreamFollower:
             next(self._frames(), None)
         return self.header
 
-    def _frames(self) -> Iterator[tuple[str, Rows]]:
+    def _frames(self) -> Iterator[list[Block]]:
         if self.damage is not None:
             return
         try:
@@ -82,11 +109,12 @@ class StreamFollower:
                 f"{self.path} has stream version {preamble[-1]}; this agprof reads 1 to {STREAM_VERSION}: "
                 "use the agprof that wrote it, or a newer one"
             )
+        self._packed = preamble[-1] >= PACKED_SINCE_VERSION
         self._offset = len(PREAMBLE)
         return True
 
-    def _next_frame(self, file: BinaryIO) -> tuple[str, Rows] | None:
-        """The next whole frame; ("", []) for the header; None when there is none (yet) or at damage."""
+    def _next_frame(self, file: BinaryIO) -> list[Block] | None:
+        """The blocks of the next whole frame, none for the header; None when there is none (yet) or at damage."""
         try:
             found = self._frame_at(file, self._offset)
         except _DamageError:
@@ -100,10 +128,18 @@ class StreamFollower:
             return None
         value, end = found
         if self.header is None:
-            self.header = value
-            value = ["", []]
+            self.header, blocks = value, []
+        elif value[0] == PACKED and len(value) == 3:
+            try:
+                tables, self._dictionary = unpack(self._decoder, value[1], value[2], self._dictionary)
+            except UnpackError as error:
+                self.damage = f"a packed frame that can't be unpacked ({error}) at byte {self._offset}"
+                return None
+            blocks = [Block(table, count, None, columns) for table, count, columns in tables]
+        else:
+            blocks = [Block(value[0], len(value[1]), value[1], None)]
         self._offset = end
-        return value[0], value[1]
+        return blocks
 
     def _frame_at(self, file: BinaryIO, offset: int) -> tuple[Any, int] | None:
         file.seek(offset)
@@ -125,7 +161,7 @@ class StreamFollower:
         if self.header is None:
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
                 raise _DamageError("the first frame is not a header")
-        elif not _is_table_frame(value):
+        elif not _is_table_frame(value) and not (self._packed and _is_packed_frame(value)):
             raise _DamageError("a frame that is not a table's name with rows")
         return value, offset + FRAME.size + length
 
@@ -139,6 +175,16 @@ def _is_table_frame(value: Any) -> bool:
         and isinstance(value[1], list)
         and all(isinstance(row, list) for row in value[1])
         and (value[0] != END or (len(value[1]) == 1 and len(value[1][0]) == 1 and isinstance(value[1][0][0], str)))
+    )
+
+
+def _is_packed_frame(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and value[0] == PACKED
+        and isinstance(value[1], bytes)
+        and isinstance(value[2], bytes)
     )
 
 

@@ -8,19 +8,27 @@ A stream is one append-only file with one writer:
 The first frame's payload is the header, a map. Every later payload is a two-element array: the name of a table and a
 list of its rows, or `["end", [[reason]]]`, written when the writer closed the stream in order. Any prefix of a stream
 is valid up to its last whole frame.
+
+In version 2, which nodes write, a payload may also be `["packed", shape, bits]`: rows of several tables, packed
+(`packing.py`).
 """
 
 import struct
 from pathlib import Path
 
 MAGIC = b"AGPROF\x00"
-STREAM_VERSION = 1
-PREAMBLE = MAGIC + bytes([STREAM_VERSION])
+STREAM_VERSION = 2
+"""The newest that is read."""
+PREAMBLE = MAGIC + b"\x01"
+PACKED_PREAMBLE = MAGIC + bytes([STREAM_VERSION])
 FRAME = struct.Struct("<II")
 MAX_FRAME_BYTES = 16 * 2**20
 END = "end"
+PACKED = "packed"
 
 MANIFEST = "run.json"
+KIND_MONITOR = "monitor"
+"""`kind` in the manifest of a command that was sampled and not instrumented; a training job has no `kind`."""
 WORKLOAD = "workload.yaml"
 OUTCOME = "outcome.json"
 PEAK = "peak.json"

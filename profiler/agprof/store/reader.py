@@ -13,14 +13,12 @@ from agprof.errors import StoreError
 from agprof.model.ceilings import MeasuredCeiling, read_ceiling
 from agprof.model.plan_answers import PlanAnswer
 from agprof.model.plan_json import plan_from_dict
-from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Scope, Table, Type
+from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Scope, Table
 from agprof.store import layout
-from agprof.store.frames import Rows, StreamFollower, unread_bytes
+from agprof.store.columns import DTYPES, Collector
+from agprof.store.frames import StreamFollower, unread_bytes
 from agprof.store.traces import RankTrace, read_traces
 
-_DTYPES: dict[Type, type[pl.DataType]] = {"int": pl.Int64, "float": pl.Float64, "str": pl.String, "bool": pl.Boolean}
-_ROWS_PER_PART = 65_536
-"""Rows kept as Python lists at a time; a data frame needs a tenth of their memory."""
 _MAX_CEILINGS = 1000
 _STREAM_NAME = re.compile(r"(?:rank|node)-(\d+)\.(\d+)" + re.escape(layout.SUFFIX))
 
@@ -65,7 +63,7 @@ class Run:
 
 def schema(table: Table) -> dict[str, type[pl.DataType]]:
     """The data frame schema of a table as this module returns it."""
-    return {table.scope: pl.Int64, **{column.name: _DTYPES[column.type] for column in table.columns}}
+    return {table.scope: pl.Int64, **{column.name: DTYPES[column.type] for column in table.columns}}
 
 
 def read_run(path: Path) -> Run:
@@ -167,83 +165,6 @@ def _stream_files(folder: Path, problems: list[str]) -> list[Path]:
     return [file for _, _, file in sorted(found)]
 
 
-@dataclass(slots=True)
-class _Collector:
-    """Rows of one table of one stream on their way into data frames."""
-
-    table: Table
-    number: int
-    frames: list[pl.DataFrame]
-    rows: Rows = field(default_factory=list)
-    foreign_rows: int = 0
-    foreign_values: dict[str, int] = field(default_factory=dict)
-
-    def add(self, batch: Rows) -> None:
-        self.rows.extend(batch)
-        if len(self.rows) >= _ROWS_PER_PART:
-            self.convert()
-
-    def convert(self) -> None:
-        width = len(self.table.columns)
-        good = [row for row in self.rows if len(row) == width]
-        if len(good) < len(self.rows):
-            good = self._with_later_columns(width)
-        self.foreign_rows += len(self.rows) - len(good)
-        self.rows = []
-        if not good:
-            return
-        columns = [
-            self._series(column, list(values))
-            for column, values in zip(self.table.columns, zip(*good, strict=True), strict=True)
-        ]
-        number = pl.repeat(self.number, len(good), dtype=pl.Int64, eager=True).alias(self.table.scope)
-        self.frames.append(pl.DataFrame([number, *columns]))
-
-    def _with_later_columns(self, width: int) -> Rows:
-        """Rows of the table's shape; those of an older agprof lack optional columns at the end, which are missing."""
-        required = max((at for at, column in enumerate(self.table.columns, 1) if not column.optional), default=0)
-        fitting = (row for row in self.rows if required <= len(row) <= width)
-        return [[*row, *([None] * (width - len(row)))] for row in fitting]
-
-    def _series(self, column: Column, values: list[Any]) -> pl.Series:
-        dtype = _DTYPES[column.type]
-        try:
-            return pl.Series(column.name, values, dtype=dtype, strict=True)
-        except (TypeError, OverflowError, pl.exceptions.PolarsError):
-            # polars' own lenient mode would cut 2.5 to 2 and read "1" as 1: a value of another type is no value.
-            kept = [_of_type(value, column.type) for value in values]
-            foreign = sum(before is not None and after is None for before, after in zip(values, kept, strict=True))
-            if foreign:
-                self.foreign_values[column.name] = self.foreign_values.get(column.name, 0) + foreign
-            return pl.Series(column.name, kept, dtype=dtype, strict=True)
-
-    def problems(self, label: str) -> list[str]:
-        found = []
-        if self.foreign_rows:
-            found.append(f"{label}: {self.foreign_rows} rows of table {self.table.name} have a foreign shape; left out")
-        found += [
-            f"{label}: {count} values of {self.table.name}.{name} are of a foreign type; read as missing"
-            for name, count in self.foreign_values.items()
-        ]
-        return found
-
-
-def _of_type(value: Any, type_: Type) -> int | float | str | bool | None:
-    """The value when it is one of the column's type without loss, else None."""
-    if type_ == "str":
-        return value if isinstance(value, str) else None
-    if type_ == "bool":
-        return value if isinstance(value, bool) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    if type_ == "float":
-        return float(value)
-    if isinstance(value, float) and not value.is_integer():
-        return None
-    number = int(value)
-    return number if -(2**63) <= number < 2**63 else None
-
-
 def _read_stream(file: Path, streams: list[Stream], parts: dict[str, list[pl.DataFrame]], problems: list[str]) -> None:
     scope: Scope = "rank" if file.parent.name == layout.RANKS else "node"
     label = f"{scope}s/{file.name}"
@@ -262,13 +183,13 @@ def _read_stream(file: Path, streams: list[Stream], parts: dict[str, list[pl.Dat
         if fault is not None or not isinstance(number, int):
             problems.append(f"{label} {fault}; left out")
             return
-        collectors = {t.name: _Collector(t, number, parts[t.name]) for t in TABLES if t.scope == scope}
+        collectors = {t.name: Collector(t, number, parts[t.name]) for t in TABLES if t.scope == scope}
         unknown: dict[str, int] = {}
-        for name, batch in follower.poll():
-            if name in collectors:
-                collectors[name].add(batch)
+        for block in follower.blocks():
+            if block.table in collectors:
+                collectors[block.table].add(block)
             else:
-                unknown[name] = unknown.get(name, 0) + len(batch)
+                unknown[block.table] = unknown.get(block.table, 0) + block.count
     except StoreError as error:
         problems.append(str(error))
         return

@@ -38,6 +38,8 @@ class StreamWriter:
     fork the child's copy is inert: it writes nothing, and what is appended there is bounded and thrown away.
     """
 
+    preamble = PREAMBLE
+
     def __init__(self, path: Path, header: Mapping[str, Any], flush_period_s: float = 0.25) -> None:
         """Create the file (it must not exist) and write the header. Raises OSError, and then leaves no file."""
         self.path = path
@@ -67,7 +69,7 @@ class StreamWriter:
         """Rows that will never be written: no disk, not encodable. A lower bound when the flusher itself hung."""
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            self._write(PREAMBLE + self._frame(_tame_all(dict(header))))
+            self._write(self.preamble + self._frame(_tame_all(dict(header))))
         except BaseException:
             os.close(self._fd)
             path.unlink(missing_ok=True)
@@ -211,7 +213,8 @@ class StreamWriter:
         # The list of keys is made without running any Python code; iterating over the dictionary itself could meet a
         # finalizer that adds a table.
         for table in list(self._pending):
-            self._flush_table(table)
+            self._take(table)
+        self._write_backlog()
 
     def _record_hook_failure(self, hook: Callable[[], None], error: Exception) -> None:
         count = self._hook_failures[hook] = self._hook_failures.get(hook, 0) + 1
@@ -221,23 +224,33 @@ class StreamWriter:
             message = f"{type(error).__name__}: {error}"[:1000]
             self.append("faults", (time.monotonic_ns(), "store", "before_flush", message, count))
 
-    def _flush_table(self, table: str) -> None:
+    def _take(self, table: str) -> None:
+        """Move a table's pending rows to its backlog."""
         pending = self._pending[table]
-        backlog = self._backlog.setdefault(table, [])
         taken = len(pending)
         if taken == pending.maxlen:
             self.lost_rows += 1  # at least one: a full deque throws its oldest away uncounted
-        backlog.extend([pending.popleft() for _ in range(taken)])
+        self._backlog.setdefault(table, []).extend([pending.popleft() for _ in range(taken)])
+
+    def _write_backlog(self) -> None:
+        for table, rows in self._backlog.items():
+            self._write_table(table, rows)
+        self._bound_backlog()
+
+    def _write_table(self, table: str, backlog: list[Row]) -> None:
         while backlog:
             batch = backlog[:MAX_ROWS_PER_FRAME]
             done = self._write_rows(table, batch)
             del backlog[:done]
             if done < len(batch):
                 break
-        surplus = len(backlog) - MAX_PENDING_ROWS
-        if surplus > 0:
-            del backlog[:surplus]
-            self.lost_rows += surplus
+
+    def _bound_backlog(self) -> None:
+        for backlog in self._backlog.values():
+            surplus = len(backlog) - MAX_PENDING_ROWS
+            if surplus > 0:
+                del backlog[:surplus]
+                self.lost_rows += surplus
 
     def _write_rows(self, table: str, rows: list[Row]) -> int:
         """Write rows in as many frames as they need. Returns how many, from the front, need no further try."""

@@ -113,7 +113,7 @@ def test_the_header_is_read_without_losing_what_follows(tmp_path: Path, stream: 
     [
         (b"PK\x03\x04 a zip file", "not an agprof stream"),
         (b"x", "not an agprof stream"),
-        (MAGIC + b"\x02", "stream version 2"),
+        (MAGIC + b"\x03", "stream version 3"),
         (MAGIC + b"\x00", "stream version 0"),
     ],
 )

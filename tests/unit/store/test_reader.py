@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agprof.errors import StoreError
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Column, Table
-from agprof.store import layout, reader
+from agprof.store import columns, layout
 from agprof.store.frames import StreamFollower
 from agprof.store.reader import read_run, schema
 from agprof.store.writer import StreamWriter
@@ -63,7 +63,7 @@ def test_random_rows_of_every_table_come_back(tmp_path_factory: pytest.TempPathF
 
 
 def test_rows_converted_in_parts_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_ROWS_PER_PART", 10)
+    monkeypatch.setattr(columns, "_ROWS_PER_PART", 10)
     run = folder(tmp_path / "r")
     rows = [(number, number, "user", str(number)) for number in range(95)]
     write(run, "rank", 1, [("marks", row) for row in rows])
@@ -188,4 +188,7 @@ def test_following_gives_the_rows_that_reading_gives(tmp_path: Path) -> None:
     followed = [tuple(row) for _, batch in StreamFollower(path).poll() for row in batch]
     table = read_run(run).tables["gpus"]
     assert isinstance(table, pl.DataFrame)
-    assert table.select(column.name for column in BY_NAME["gpus"].columns).rows() == followed
+    # Rows of an earlier recording lack the columns that came later; those are missing.
+    later = (None,) * (len(BY_NAME["gpus"].columns) - 7)
+    rows = table.select(column.name for column in BY_NAME["gpus"].columns).rows()
+    assert rows == [row + later for row in followed]
