@@ -1,100 +1,162 @@
-"""The whole host: CPU, memory, network, disk."""
+"""The whole host: CPU, memory, pressure, network, disks, the job's cgroup, energy."""
 
-from typing import Any
+import os
+from pathlib import Path
 
-import psutil
+from agprof.sampler.cgroup import Cgroup
+from agprof.sampler.cpu_times import CpuShares, CpuTimes, whole_of
+from agprof.sampler.disks import DiskBytes, Disks
+from agprof.sampler.interfaces import Interfaces
+from agprof.sampler.kernel_files import KernelFile
+from agprof.sampler.network import Traffic, parse_net_dev
+from agprof.sampler.pressure import Pressure
+from agprof.sampler.rapl import Rapl
+from agprof.sampler.states import Append, Probe, Rate, States, judge_system_error
+from agprof.sampler.sums import SumRate
 
-from agprof.sampler.states import SECOND_NS, Append, Probe, Rate, States, judge_system_error
-
-LOOPBACK = "lo"
-_IDLE = ("idle", "iowait")
-_PART_OF_USER = ("guest", "guest_nice")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_FIELDS = ("cpu", "memory", "swap", "swapping", "network", "disk", "load")
 
 
 class Host:
-    """Appends one row of `host_samples` per call. `source` is the psutil module or its stand-in."""
+    """Appends one row of `host_samples` per call. `root` is where /proc and /sys lie."""
 
-    def __init__(self, append: Append, states: States, source: Any = psutil) -> None:
+    def __init__(self, append: Append, states: States, root: Path = Path("/")) -> None:
         self._append = append
         self._states = states
-        self._source = source
-        self._probes = {
-            name: Probe(states, f"host.{name}", judge_system_error)
-            for name in ("cpu", "memory", "swap", "network", "disk", "load")
-        }
+        self._probes = {name: Probe(states, f"host.{name}", judge_system_error) for name in _FIELDS}
+        names = ("stat", "meminfo", "vmstat", "net/dev", "loadavg")
+        self._files = {name: KernelFile(root / "proc" / name) for name in names}
+        self._disks = Disks(root)
+        self._interfaces = Interfaces(root)
+        self._pressure = Pressure(states, root)
+        self._cgroup = Cgroup(states, root)
+        self._rapl = Rapl(states, root)
         self._last_ns: int | None = None
-        self._last_cpu: dict[str, float] | None = None
-        self._last_network: tuple[int, dict[str, tuple[int, int]]] | None = None
-        self._loopback = Rate()
-        self._disk_read = Rate()
-        self._disk_write = Rate()
+        self._last_cpu: CpuTimes | None = None
+        self._sent, self._received, self._loopback = SumRate[str](), SumRate[str](), Rate()
+        self._disk_read, self._disk_written = SumRate[bytes](), SumRate[bytes]()
+        self._swap_in, self._swap_out = Rate(), Rate()
 
     def sample(self, now_ns: int) -> int:
         """Append a row. Returns 0: no part of the time spent is on a budget of its own."""
         period_ns = 0 if self._last_ns is None else now_ns - self._last_ns
         self._last_ns = now_ns
-        source, probes = self._source, self._probes
-        cpu = probes["cpu"].read(now_ns, self._cpu)
-        memory = probes["memory"].read(now_ns, source.virtual_memory)
-        swap = probes["swap"].read(now_ns, source.swap_memory)
-        # nowrap=False: psutil would else take a counter that was reset for one that wrapped, and add the two.
-        network = probes["network"].read(now_ns, lambda: source.net_io_counters(pernic=True, nowrap=False))
-        disk = probes["disk"].read(now_ns, lambda: source.disk_io_counters(nowrap=False))
-        load = probes["load"].read(now_ns, source.getloadavg)
-        sent, received, loopback = self._network(now_ns, network)
-        self._say_whether_there(now_ns, "host.disk.devices", disk is not None, "no disk is visible")
+        cpu = self._cpu(now_ns)
+        memory = self._memory(now_ns)
+        network = self._network(now_ns)
+        disk_read, disk_written = self._disk(now_ns)
+        pressure = self._pressure.read(now_ns)
+        cgroup = self._cgroup.read(now_ns)
+        energy = self._rapl.read(now_ns)
         self._append(
             "host_samples",
             (
                 now_ns,
                 period_ns,
-                cpu,
-                None if memory is None else memory.total - memory.available,
-                None if memory is None else memory.total,
-                None if swap is None else swap.used,
-                sent,
-                received,
-                loopback,
-                self._disk_read.update(now_ns, None if disk is None else disk.read_bytes),
-                self._disk_write.update(now_ns, None if disk is None else disk.write_bytes),
-                None if load is None else load[0],
-                *(None,) * 16,
+                None if cpu is None else cpu.busy,
+                *memory,
+                *network,
+                disk_read,
+                disk_written,
+                self._probes["load"].read(now_ns, lambda: float(self._files["loadavg"].read_short().split(None, 1)[0])),
+                None if cpu is None else cpu.iowait,
+                None if cpu is None else cpu.steal,
+                pressure.cpu,
+                pressure.memory,
+                pressure.memory_stall,
+                pressure.io,
+                pressure.io_stall,
+                *self._swapping(now_ns),
+                cgroup.memory_bytes,
+                cgroup.memory_limit_bytes,
+                cgroup.cpu_limit_cores,
+                cgroup.throttled_ratio,
+                cgroup.oom_kills,
+                energy.cpu_uj,
+                energy.dram_uj,
             ),
         )
         return 0
 
-    def _cpu(self) -> float | None:
-        times = self._source.cpu_times()
-        now = {name: value for name, value in times._asdict().items() if name not in _PART_OF_USER}
+    def _cpu(self, now_ns: int) -> CpuShares | None:
+        now = self._probes["cpu"].read(now_ns, lambda: whole_of(self._files["stat"].read()))
         last, self._last_cpu = self._last_cpu, now
-        if last is None:
-            return None
-        # The kernel's idle and iowait may step back a little where CPUs sleep; the others only when counting restarts.
-        delta = {name: now[name] - last.get(name, 0.0) for name in now}
-        if any(value < 0 for name, value in delta.items() if name not in _IDLE):
-            return None
-        idle = sum(max(0.0, delta.get(name, 0.0)) for name in _IDLE)
-        busy = sum(value for name, value in delta.items() if name not in _IDLE)
-        return busy / (busy + idle) if busy + idle > 0 else None
+        return None if now is None or last is None else now.shares_since(last)
 
-    def _network(self, now_ns: int, counters: Any) -> tuple[float | None, float | None, float | None]:
-        """(sent, received, loopback) in bytes per second."""
-        if counters is None:
+    def _memory(self, now_ns: int) -> tuple[int | None, int | None, int | None]:
+        """(used, total, swap used) in bytes."""
+        data = self._probes["memory"].read(now_ns, self._files["meminfo"].read)
+        if data is None:
             return None, None, None
-        loopback = self._loopback.update(now_ns, counters[LOOPBACK].bytes_sent if LOOPBACK in counters else None)
-        now = {name: (c.bytes_sent, c.bytes_recv) for name, c in counters.items() if name != LOOPBACK}
-        self._say_whether_there(now_ns, "host.network.interfaces", bool(now), "no interface but loopback is visible")
-        last, self._last_network = self._last_network, (now_ns, now)
-        # Only interfaces that were there before too: one that comes or goes must not look like traffic.
-        common = [] if last is None else [name for name in now if name in last[1]]
-        if last is None or not common or now_ns <= last[0]:
-            return None, None, loopback
-        deltas = [(now[name][0] - last[1][name][0], now[name][1] - last[1][name][1]) for name in common]
-        if any(sent < 0 or received < 0 for sent, received in deltas):
-            return None, None, loopback
-        per_s = SECOND_NS / (now_ns - last[0])
-        return sum(sent for sent, _ in deltas) * per_s, sum(received for _, received in deltas) * per_s, loopback
+        fields = fields_of(data, (b"MemTotal:", b"MemAvailable:", b"SwapTotal:", b"SwapFree:"))
+        total, available, swap, swap_free = (None if value is None else value * 1024 for value in fields)
+        has_swap = swap is not None and swap_free is not None
+        self._say_whether_there(now_ns, "host.swap", has_swap, "/proc/meminfo tells nothing of swap")
+        return (
+            None if total is None or available is None else total - available,
+            total,
+            None if swap is None or swap_free is None else swap - swap_free,
+        )
+
+    def _swapping(self, now_ns: int) -> tuple[float | None, float | None]:
+        """(in, out) in bytes per second."""
+        data = self._probes["swapping"].read(now_ns, self._files["vmstat"].read)
+        pages = (None, None) if data is None else fields_of(data, (b"pswpin", b"pswpout"))
+        if data is not None:
+            self._say_whether_there(now_ns, "host.swapping.counters", None not in pages, "this kernel has no swap")
+        size = [None if count is None else count * PAGE_BYTES for count in pages]
+        return self._swap_in.update(now_ns, size[0]), self._swap_out.update(now_ns, size[1])
+
+    def _network(self, now_ns: int) -> tuple[float | None, float | None, float | None]:
+        """(sent, received, loopback) in bytes per second."""
+        found = self._probes["network"].read(now_ns, lambda: parse_net_dev(self._files["net/dev"].read()))
+        if found is None:
+            return None, None, None
+        counted = self._counted(now_ns, found)
+        self._say_whether_there(
+            now_ns, "host.network.interfaces", bool(counted), "no interface but loopback is visible"
+        )
+        return (
+            self._sent.update(now_ns, {name: found[name].sent_bytes for name in counted}),
+            self._received.update(now_ns, {name: found[name].received_bytes for name in counted}),
+            self._loopback.update(now_ns, found["lo"].sent_bytes if "lo" in found else None),
+        )
+
+    def _counted(self, now_ns: int, found: dict[str, Traffic]) -> list[str]:
+        """Names of the hardware interfaces; where there are none (a container) of all but loopback.
+
+        A packet of a container goes through a virtual interface, a bridge and the hardware: it is counted once.
+        """
+        known = self._interfaces.look_up(now_ns, found)
+        hardware = [name for name in found if known[name].is_hardware]
+        return hardware or [name for name in found if known[name].kind != "loopback"]
+
+    def _disk(self, now_ns: int) -> tuple[float | None, float | None]:
+        """(read, written) in bytes per second."""
+        found: dict[bytes, DiskBytes] | None = self._probes["disk"].read(now_ns, lambda: self._disks.read(now_ns))
+        if found is None:
+            return None, None
+        self._say_whether_there(now_ns, "host.disk.devices", bool(found), "no disk is visible")
+        return (
+            self._disk_read.update(now_ns, {name: disk.read for name, disk in found.items()}),
+            self._disk_written.update(now_ns, {name: disk.written for name, disk in found.items()}),
+        )
 
     def _say_whether_there(self, now_ns: int, name: str, there: bool, reason: str) -> None:
         # A field of its own: reading it works, there is only nothing to read.
         self._states.set(now_ns, name, "ok" if there else "unsupported", "" if there else reason)
+
+
+def fields_of(data: bytes, names: tuple[bytes, ...]) -> tuple[int | None, ...]:
+    """The number behind each name that begins a line; None where there is no such line."""
+    return tuple(_field_of(data, name) for name in names)
+
+
+def _field_of(data: bytes, name: bytes) -> int | None:
+    begin = 0 if data.startswith(name + b" ") else data.find(b"\n" + name + b" ") + 1
+    if begin == 0 and not data.startswith(name + b" "):
+        return None
+    begin += len(name)
+    end = data.find(b"\n", begin)
+    return int(data[begin : end if end >= 0 else None].split(None, 1)[0])

@@ -13,17 +13,17 @@ class KernelFile:
     (ProcessLookupError), even if its number belongs to another by then.
     """
 
-    __slots__ = ("_fd", "_path")
+    __slots__ = ("_fd", "path")
 
     def __init__(self, path: Path | str) -> None:
-        self._path = str(path)
+        self.path = str(path)
         self._fd: int | None = None
 
     def read(self) -> bytes:
         """The whole file as it is now."""
         try:
             if self._fd is None:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             data = os.pread(self._fd, _CHUNK_BYTES, 0)
             # The kernel gives files made of many records (vmstat, net/dev) in pieces of a page.
             while piece := os.pread(self._fd, _CHUNK_BYTES, len(data)):
@@ -37,7 +37,7 @@ class KernelFile:
         """The same for a file that the kernel gives whole, in one system call less: those of processes, of /sys."""
         try:
             if self._fd is None:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             return os.pread(self._fd, _CHUNK_BYTES, 0)
         except OSError:
             self.close()

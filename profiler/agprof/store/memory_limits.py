@@ -1,7 +1,7 @@
 """What the kernel allows of host memory, and whom it killed for want of it: read from /proc and the cgroup's files.
 
-Used by the process that launches a job (before and after it) and by a rank that ran out. Nothing here raises: what
-can't be read is None.
+Used by the process that launches a job (before and after it), by a rank that ran out, and by the sampler. Nothing here
+raises: what can't be read is None.
 """
 
 from dataclasses import dataclass
@@ -35,11 +35,18 @@ class Kills:
 def read_limit(root: Path | None = None) -> Limit | None:
     """The cgroup's limit (the lowest of it and those above), or the machine's memory where that is less."""
     root = root or ROOT
-    found = [Limit(size, "cgroup") for folder in _up_from(cgroup(root)) if (size := _cgroup_limit(folder)) is not None]
+    size = read_cgroup_limit(root)
+    found = [] if size is None else [Limit(size, "cgroup")]
     total = _fields(root / "proc/meminfo").get("MemTotal:")
     if total is not None:
         found.append(Limit(total * 1024, "host"))
     return min(found, key=lambda limit: limit.bytes, default=None)
+
+
+def read_cgroup_limit(root: Path | None = None) -> int | None:
+    """The lowest memory limit of this process's cgroup and those above it, in bytes; None where there is none."""
+    sizes = [size for folder in up_from(cgroup(root or ROOT)) if (size := _cgroup_limit(folder)) is not None]
+    return min(sizes, default=None)
 
 
 def read_kills(root: Path | None = None) -> Kills:
@@ -54,14 +61,14 @@ def read_kills(root: Path | None = None) -> Kills:
     return Kills(in_cgroup, _fields(root / "proc/vmstat").get("oom_kill"))
 
 
-def cgroup(root: Path | None = None) -> tuple[Path, Path] | None:
-    """(folder of this process's memory cgroup, where its hierarchy is mounted); None where there is none to see."""
+def cgroup(root: Path | None = None, controller: str = "memory") -> tuple[Path, Path] | None:
+    """(folder of this process's cgroup, where its hierarchy is mounted); None where there is none to see."""
     root = root or ROOT
     mounts = root / "sys/fs/cgroup"
-    for hierarchy, controllers, path in _memberships(root):
-        if "memory" in controllers:
+    for hierarchy, controllers, path in _memberships(root, controller):
+        if controller in controllers:
             # v1; several controllers may share one hierarchy, named after all of them.
-            mount = next((m for m in (mounts / "memory", mounts / ",".join(controllers)) if m.is_dir()), None)
+            mount = next((m for m in (mounts / controller, mounts / ",".join(controllers)) if m.is_dir()), None)
         elif hierarchy == "0" and (mounts / "cgroup.controllers").is_file():
             mount = mounts
         else:
@@ -73,17 +80,18 @@ def cgroup(root: Path | None = None) -> tuple[Path, Path] | None:
     return None
 
 
-def _memberships(root: Path) -> list[tuple[str, list[str], str]]:
-    """(hierarchy, controllers, path) of /proc/self/cgroup, v1's memory first."""
+def _memberships(root: Path, controller: str) -> list[tuple[str, list[str], str]]:
+    """(hierarchy, controllers, path) of /proc/self/cgroup, v1's hierarchy of the controller first."""
     rows = []
     for line in _lines(root / "proc/self/cgroup"):
         parts = line.split(":", 2)
         if len(parts) == 3:
             rows.append((parts[0], parts[1].split(","), parts[2]))
-    return sorted(rows, key=lambda row: "memory" not in row[1])
+    return sorted(rows, key=lambda row: controller not in row[1])
 
 
-def _up_from(found: tuple[Path, Path] | None) -> list[Path]:
+def up_from(found: tuple[Path, Path] | None) -> list[Path]:
+    """The folder that `cgroup` found, and those above it up to the mount."""
     if found is None:
         return []
     folder, mount = found
