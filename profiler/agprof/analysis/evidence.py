@@ -9,6 +9,7 @@ from agprof.analysis.view import View, mean_parts
 from agprof.model.answers import CommunicationAnswer, TimeAnswer
 from agprof.model.figure import Figure
 from agprof.model.memory_answers import MemoryAnswer
+from agprof.model.system_answers import SystemAnswer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Evidence:
     time: TimeAnswer
     communication: CommunicationAnswer
     memory: MemoryAnswer
+    system: SystemAnswer
     calls: pl.DataFrame
     """`comm.matched_calls` of the steady steps."""
     parts: dict[str, float]
@@ -52,7 +54,12 @@ class Evidence:
 
 
 def gather(
-    view: View, time: TimeAnswer, communication: CommunicationAnswer, memory: MemoryAnswer, calls: pl.DataFrame
+    view: View,
+    time: TimeAnswer,
+    communication: CommunicationAnswer,
+    memory: MemoryAnswer,
+    system: SystemAnswer,
+    calls: pl.DataFrame,
 ) -> Evidence:
     """Collect the evidence from the answers."""
     steady = view.steady
@@ -61,6 +68,7 @@ def gather(
         time=time,
         communication=communication,
         memory=memory,
+        system=system,
         calls=calls.join(steady.select("rank", "step"), on=["rank", "step"], how="semi"),
         parts=mean_parts(steady),
         mean_ns=view.mean_step_ns,

@@ -11,6 +11,7 @@ from agprof.model.compute_answers import ComputeAnswer
 from agprof.model.figure import Figure, Kpi
 from agprof.model.format import percent
 from agprof.model.memory_answers import MemoryAnswer
+from agprof.model.system_answers import SystemAnswer
 from agprof.model.trace_answers import TraceAnswer
 
 
@@ -20,6 +21,7 @@ def kpi_row(
     communication: CommunicationAnswer,
     compute: ComputeAnswer,
     memory: MemoryAnswer,
+    system: SystemAnswer,
     trace: TraceAnswer | None,
 ) -> tuple[Kpi, ...]:
     """The KPIs in the order in which they are shown.
@@ -53,6 +55,14 @@ def kpi_row(
             note="of the step",
         ),
         Kpi(key="data_wait_share", label="Data wait", figure=_data_share(view), note="of the step"),
+        *_of_gpus(system),
+    )
+
+
+def _of_gpus(system: SystemAnswer) -> tuple[Kpi, ...]:
+    """Utilisation and power of the GPUs, where they were measured."""
+    return tuple(
+        kpi for kpi in system.figures if kpi.key in ("gpu_utilization", "gpu_power") and kpi.figure.value is not None
     )
 
 

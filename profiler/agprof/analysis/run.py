@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from agprof.analysis.comm import analyse_communication, matched_calls
 from agprof.analysis.compute import analyse_compute
 from agprof.analysis.conclusions import conclude
+from agprof.analysis.energy import analyse_energy
 from agprof.analysis.evidence import gather
-from agprof.analysis.identity import configuration, identify
+from agprof.analysis.gpu_mapping import map_gpus
+from agprof.analysis.identity import configuration, identify, is_command
 from agprof.analysis.kpis import kpi_row
 from agprof.analysis.memory import analyse_memory
 from agprof.analysis.methods import methods
+from agprof.analysis.monitor import command_answers
 from agprof.analysis.quality import judge_quality
 from agprof.analysis.ranks import rank_rows
 from agprof.analysis.rlhf import analyse_rlhf
-from agprof.analysis.system import analyse_system
+from agprof.analysis.system import analyse_system, with_energy
 from agprof.analysis.time import analyse_time
 from agprof.analysis.trace import Compat, analyse_traces, in_words_of
 from agprof.analysis.view import View, prepare
@@ -37,27 +40,32 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
     communication = analyse_communication(view, calls)
     compute = analyse_compute(view, time.step_time)
     memory = analyse_memory(view, compute)
-    evidence = gather(view, time, communication, memory, calls)
+    mapping = map_gpus(view)
+    energy = analyse_energy(view, mapping)
+    system = with_energy(analyse_system(view, mapping), energy)
+    evidence = gather(view, time, communication, memory, system, calls)
     findings, verdict = conclude(evidence, trace)
-    return RunAnswers(
+    answers = RunAnswers(
         version=ANSWERS_VERSION,
         agprof_version=_agprof_version(view),
         identity=identify(view),
         verdict=verdict,
         findings=findings,
-        kpis=kpi_row(view, time, communication, compute, memory, trace),
+        kpis=kpi_row(view, time, communication, compute, memory, system, trace),
         time=time,
         communication=communication,
         compute=compute,
         memory=memory,
-        system=analyse_system(view),
+        system=system,
         ranks=rank_rows(view),
         configuration=configuration(view),
         quality=judge_quality(view, communication),
         methods=methods(view),
         rlhf=analyse_rlhf(view, calls),
         trace=in_words_of(compat, trace, run.traces) if trace is not None else None,
+        energy=energy,
     )
+    return command_answers(view, answers) if is_command(view) else answers
 
 
 def communication_patterns(run: Run) -> dict[str, str]:

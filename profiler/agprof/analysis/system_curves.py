@@ -77,8 +77,6 @@ GPU = (
     Source("memory_clock_mhz", "memory clock", "Hz", 1e6),
     Source("nvlink_sent_bytes_per_s", "NVLink sent", "bytes/s"),
     Source("nvlink_received_bytes_per_s", "NVLink received", "bytes/s"),
-    Source("pcie_sent_bytes_per_s", "PCIe sent", "bytes/s"),
-    Source("pcie_received_bytes_per_s", "PCIe received", "bytes/s"),
 )
 GPU_OLD = (
     Source("memory_used_bytes", "memory", "bytes"),
@@ -90,6 +88,11 @@ GPU_ACTIVITY = (
     Source("tensor_ratio", "tensor activity", "ratio"),
     Source("dram_ratio", "DRAM activity", "ratio"),
 )
+GPU_PCIE = (
+    Source("pcie_sent_bytes_per_s", "PCIe sent", "bytes/s"),
+    Source("pcie_received_bytes_per_s", "PCIe received", "bytes/s"),
+)
+"""Counters of gpu_samples where the driver has them, else GPM's rates in gpu_activity."""
 GPU_STATES = (
     *GPU_OLD,
     Source("memory_total_bytes", "memory total", "bytes"),
@@ -115,9 +118,11 @@ def system_curves(view: View) -> tuple[tuple[Curve, ...], tuple[Curve, ...], str
 
 def _all_series(view: View) -> Iterator[Series]:
     states = on_axis(view, "gpu_states", "gpu")
-    gpu = GPU if states.height else (*GPU, *GPU_OLD)
-    yield Series(rows=on_axis(view, "gpu_samples", "gpu"), keys=("gpu",), sources=gpu)
-    yield Series(rows=on_axis(view, "gpu_activity", "gpu"), keys=("gpu",), sources=GPU_ACTIVITY)
+    samples, activity = on_axis(view, "gpu_samples", "gpu"), on_axis(view, "gpu_activity", "gpu")
+    counted = samples[GPU_PCIE[0].column].null_count() < samples.height
+    gpu = (*GPU, *(GPU_PCIE if counted else ()), *(() if states.height else GPU_OLD))
+    yield Series(rows=samples, keys=("gpu",), sources=gpu)
+    yield Series(rows=activity, keys=("gpu",), sources=(*GPU_ACTIVITY, *(() if counted else GPU_PCIE)))
     yield Series(rows=states, keys=("gpu",), sources=GPU_STATES)
     yield Series(rows=on_axis(view, "process_samples", "rank", "role"), keys=("rank", "role"), sources=PROCESS)
     yield Series(rows=on_axis(view, "host_samples"), keys=(), sources=HOST)

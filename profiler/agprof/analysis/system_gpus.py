@@ -17,6 +17,7 @@ from agprof.model.system_answers import GpuMapping, GpuRow
 _BY = ["node", "gpu"]
 _SPREAD = "5th to 95th percentile of samples"
 _POWER_KINDS = {"instant": "at the instant", "average_1s": "averaged over 1 s by the driver"}
+_NVLINK = ("nvlink_sent", "nvlink_received")
 _BEFORE_HOPPER = ("kepler", "maxwell", "pascal", "volta", "turing", "ampere", "ada")
 
 Values = Mapping[str, Any]
@@ -42,6 +43,9 @@ class _Gpu:
     window: Window
 
     def why(self, *fields: str, default: str = "not measured on this GPU") -> str:
+        parent = self.identity.get("mig_parent")
+        if parent is not None:
+            default = f"NVML tells it of the whole GPU only: GPU {parent}"
         return self.reasons.of_gpu(self.node, self.gpu, *fields, default=default)
 
 
@@ -139,7 +143,8 @@ def _of_states(states: pl.DataFrame) -> pl.DataFrame:
 def _of_activity(activity: pl.DataFrame) -> pl.DataFrame:
     weight = pl.col("period_ns").cast(pl.Float64)
     names = ("sm_ratio", "tensor_ratio", "dram_ratio")
-    return activity.group_by(_BY).agg(e for name in names for e in _mean(name, pl.col(name), weight))
+    ratios = [e for name in names for e in _mean(name, pl.col(name), weight)]
+    return activity.group_by(_BY).agg(*ratios, *_mean("pcie", _both_ways("pcie"), weight))
 
 
 def _peaks(rows: pl.DataFrame) -> pl.DataFrame:
@@ -185,8 +190,8 @@ def _row(gpu: _Gpu, ranks: tuple[int, ...]) -> GpuRow:
         throttled_power=_throttle(gpu, "power", "power cap, power brake, board limit"),
         throttled_thermal=_throttle(gpu, "thermal", "thermal slowdown by software and hardware"),
         energy=nothing("J", gpu.why("energy"), method="see the section on energy"),
-        pcie=_figure(gpu, "samples", "pcie", "bytes/s", "NVML's PCIe byte counters, both ways", "pcie"),
-        nvlink=_figure(gpu, "samples", "nvlink", "bytes/s", "NVML's NVLink payload counters, both ways", "nvlink"),
+        pcie=_pcie(gpu),
+        nvlink=_figure(gpu, "samples", "nvlink", "bytes/s", "NVML's NVLink payload counters, both ways", *_NVLINK),
         ecc_uncorrected=_ecc(gpu),
         xids=int(gpu.events.get("xids", 0)),
     )
@@ -218,8 +223,16 @@ def _no_sample(gpu: _Gpu) -> str:
 def _activity(gpu: _Gpu, name: str, metric: str) -> Figure:
     architecture = str(gpu.identity.get("architecture") or "").lower()
     default = "no GPM before Hopper" if architecture.startswith(_BEFORE_HOPPER) else None
-    fields = ("activity", "gpm", name.removesuffix("_ratio"))
+    fields = ("activity", "activity.metrics")
     return _figure(gpu, "activity", name, "ratio", f"NVML GPM {metric}", *fields, default=default)
+
+
+def _pcie(gpu: _Gpu) -> Figure:
+    """By counters; by GPM where the driver has no such counters."""
+    if gpu.samples.get("pcie") is None and gpu.activity.get("pcie") is not None:
+        return _figure(gpu, "activity", "pcie", "bytes/s", "NVML GPM PCIe rates, both ways")
+    fields = ("pcie_sent", "pcie_received")
+    return _figure(gpu, "samples", "pcie", "bytes/s", "NVML's PCIe byte counters, both ways", *fields)
 
 
 def _power(gpu: _Gpu) -> Figure:
@@ -296,7 +309,7 @@ def _throttle(gpu: _Gpu, what: str, words: str) -> Figure:
             unit="ratio",
             source="counted",
             n=samples[f"{counter} n"],
-            method=f"NVML's counters of time ({words}) over {gpu.window.words}",
+            method=f"NVML's counters of time ({words}; the one that grew most) over {gpu.window.words}",
         )
     if samples.get(f"{what} bits") is not None:
         return Figure(
@@ -307,7 +320,7 @@ def _throttle(gpu: _Gpu, what: str, words: str) -> Figure:
             method=f"share of samples in {gpu.window.words} whose clock event reasons show it ({words}); "
             "this driver has no counters of time",
         )
-    reason = gpu.why("throttle", "clock_event_reasons", default=_no_sample(gpu))
+    reason = gpu.why(f"throttled_{what}", "clock_event_reasons", default=_no_sample(gpu))
     return nothing("ratio", reason, method=f"NVML's counters of time or clock event reasons ({words})")
 
 
@@ -316,5 +329,5 @@ def _ecc(gpu: _Gpu) -> Figure:
     n = gpu.health.get("ecc_uncorrected n", 0)
     if n < 2:
         default = "read once only" if n else "not measured on this GPU"
-        return nothing("1", gpu.why("ecc", "ecc_uncorrected", "health", default=default), method=method)
+        return nothing("1", gpu.why("ecc_uncorrected", default=default), method=method)
     return Figure(value=gpu.health["ecc_uncorrected"], unit="1", source="counted", n=n, method=method)

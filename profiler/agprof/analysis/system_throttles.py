@@ -32,7 +32,7 @@ THERMAL_BITS = KINDS["thermal"]
 """As the driver's counters of time are summed in `throttled_power_ns` and `throttled_thermal_ns`."""
 
 MOST_SPANS = 4000
-"""In all; beyond, spans of one GPU and kind that lie close together are told as one."""
+"""In all; beyond, spans of one GPU and kind that lie close together are drawn as one."""
 _LEAST_SPANS = 40
 """Of one GPU and kind."""
 
@@ -52,7 +52,10 @@ def throttle_spans(view: View) -> tuple[tuple[ThrottleSpan, ...], str | None]:
         ThrottleSpan(node=node, gpu=gpu, start_ns=start, end_ns=end, kind=kind, reasons=in_words(bits))
         for node, gpu, kind, start, end, bits in found.sort("node", "gpu", "start_ns", "kind").iter_rows()
     )
-    note = f"Stretches of held-down clocks less than {format_value(joined_ns, 'ns')} apart are drawn as one."
+    note = (
+        f"Stretches of held-down clocks that begin within {format_value(joined_ns, 'ns')} are drawn as one, as long as "
+        "they are together."
+    )
     return spans, note if joined_ns else None
 
 
@@ -88,21 +91,26 @@ def _spans_of(samples: pl.DataFrame, kind: ThrottleKind, bits: int) -> pl.DataFr
 
 
 def _joined(spans: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """At most MOST_SPANS or so: of those too many of one GPU and kind are joined; and across how long a pause."""
+    """Spans, MOST_SPANS or so in all; of too many, those that begin in one stretch become one; and how long that is.
+
+    One that stands for several is as long as they are together: it begins with the first of them and ends before the
+    last does, so that it overlaps none.
+    """
     by = ["node", "gpu", "kind"]
     if spans.height <= MOST_SPANS:
         return spans, 0
-    most = max(_LEAST_SPANS, MOST_SPANS // max(1, spans.select(by).n_unique()))
-    pause = int(str(spans["end_ns"].max())) - int(str(spans["start_ns"].min()))
-    pause = pause // most + 1
+    most = max(_LEAST_SPANS, MOST_SPANS // spans.select(by).n_unique())
+    begin = int(str(spans["start_ns"].min()))
+    width = (int(str(spans["end_ns"].max())) - begin) // most + 1
     joined = (
         spans.sort(*by, "start_ns")
-        .with_columns(
-            begins=(pl.col("start_ns") - pl.col("end_ns").shift(1).over(by) >= pause).fill_null(True),
+        .group_by(*by, stretch=(pl.col("start_ns") - begin) // width, maintain_order=True)
+        .agg(
+            pl.col("start_ns").first(),
+            length=(pl.col("end_ns") - pl.col("start_ns")).sum(),
+            bits=pl.col("bits").bitwise_or(),
         )
-        .with_columns(run=pl.col("begins").cum_sum())
-        .group_by(*by, "run", maintain_order=True)
-        .agg(pl.col("start_ns").first(), pl.col("end_ns").last(), pl.col("bits").bitwise_or())
-        .select("node", "gpu", "kind", "start_ns", "end_ns", "bits")
+        .with_columns(end_ns=pl.col("start_ns") + pl.col("length"))
+        .select(*by, "start_ns", "end_ns", "bits")
     )
-    return joined, pause
+    return joined, width
