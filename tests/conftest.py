@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fakes.nvml.build import fake_nvml  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 TRACES = Path(os.environ.get("AGPROF_TRACES") or ROOT.parent / "shared" / "traces")
 """Real GPU traces recorded elsewhere: data for tests, not part of the project."""
