@@ -9,6 +9,8 @@ from agprof.analysis.oom_evidence import words_on_end
 from agprof.analysis.ranks import failures_of, how_it_ended, rank_streams, where_it_ended
 from agprof.analysis.view import View
 from agprof.model.answers import Identity
+from agprof.model.format import format_value
+from agprof.store import layout
 
 Status = Literal["finished", "failed", "killed", "interrupted", "running", "imported", "unknown"]
 
@@ -56,6 +58,7 @@ def identify(view: View) -> Identity:
         dtype=_text(view.fact("model.dtype")),
         status=status,
         status_sentence=sentence,
+        kind="command" if is_command(view) else "training",
     )
 
 
@@ -109,6 +112,8 @@ def _status(view: View) -> tuple[Status, str]:
     steps = view.steps["step"].n_unique()
     ran = f"{steps:,} step{'' if steps == 1 else 's'} on {_many(len(view.ranks))}"
     outcome = view.run.outcome
+    if is_command(view):
+        return _status_of_command(outcome)
     if (imported := imported_from(view)) is not None:
         return "imported", f"imported from {imported}, {ran}"
     if outcome is None:
@@ -129,6 +134,26 @@ def _status(view: View) -> tuple[Status, str]:
     if status == "finished":
         return status, f"finished, {ran}"
     return status, f"{reason} (exit code {outcome.get('exit_code')}), {ran}"
+
+
+def _status_of_command(outcome: Mapping[str, Any] | None) -> tuple[Status, str]:
+    if outcome is None:
+        return "unknown", "the command still runs, or agprof itself was killed"
+    reason = str(outcome.get("reason"))
+    words = {
+        "finished": "finished",
+        "failed": f"failed (exit code {outcome.get('exit_code')})",
+        "killed": f"killed ({outcome.get('signal')})",
+        "interrupted": f"interrupted by {outcome.get('signal')}",
+    }
+    took = _duration(outcome.get("started_realtime_ns"), outcome.get("ended_realtime_ns"))
+    after = f" after {format_value(took, 'ns')}" if took is not None else ""
+    return _STATUS.get(reason, "unknown"), words.get(reason, reason) + after
+
+
+def is_command(view: View) -> bool:
+    """Whether the run is a command under `agprof monitor`: sampled, with no instrument in it."""
+    return view.run.manifest.get("kind") == layout.KIND_MONITOR
 
 
 def imported_from(view: View) -> str | None:

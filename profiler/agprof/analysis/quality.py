@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import polars as pl
 
-from agprof.analysis.identity import imported_from, world_size
+from agprof.analysis.identity import imported_from, is_command, world_size
 from agprof.analysis.nsys import nsys_notes
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
 from agprof.analysis.statistics import nothing
@@ -52,6 +52,8 @@ def _sentence(expected: int | None, present: int, problems: int) -> str:
 
 
 def _missing(view: View, expected: int | None) -> Iterator[str]:
+    if is_command(view):
+        return
     missing = sorted(set(range(expected or 0)) - set(rank_streams(view)))
     imported = imported_from(view) is not None
     if missing and imported:

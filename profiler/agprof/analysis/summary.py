@@ -22,6 +22,8 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
     """
     width = max(40, width)
     identity, time = answers.identity, answers.time
+    if identity.kind == "command":
+        return _of_command(answers, width)
     where = ", ".join(part for part in (identity.framework, identity.device, identity.dtype) if part)
     lines = [
         _cut(f"{identity.name}: {identity.status_sentence}", width),
@@ -39,6 +41,18 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
     if not answers.findings:
         lines.append(_cut("nothing found to change", width))
     return [*lines, *_bar(answers, width)]
+
+
+def _of_command(answers: RunAnswers, width: int) -> list[str]:
+    """How it ended, what it used, what else there is to know."""
+    found = answers.findings[:_FINDINGS]
+    return [
+        _cut(f"{answers.identity.name}: {answers.identity.status_sentence}", width),
+        *_wrap(answers.verdict.headline.replace("`", ""), width, 2),
+        *(line for sentence in answers.verdict.evidence for line in _wrap(sentence, width, 2)),
+        *_wrap(answers.system.sentence, width, 3),
+        *(_finding(finding, width, "a step") for finding in found),
+    ]
 
 
 def _clean(text: str) -> str:

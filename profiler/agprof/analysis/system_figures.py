@@ -120,9 +120,9 @@ def system_sentence(view: View, window: Window, gpus: Sequence[GpuRow], figures:
     used = used_gpus(gpus)
     words = [*_of_gpus(used), *_throttled(used)] if used else []
     words += _of_hosts(view, window)
-    if (cores := values.get("rank_cpu")) is not None:
-        who = "the command" if not view.ranks else "a rank"
-        words.append(f"{who} uses {format_value(cores, 'cores')}")
+    # What a command uses, its children too, is said by `monitor`.
+    if view.ranks and (cores := values.get("rank_cpu")) is not None:
+        words.append(f"a rank uses {format_value(cores, 'cores')}")
     if not words:
         return f"The sampler ran, but no sample fell into {window.words}."
     return f"{'In' if window.steady else 'Over'} {window.words} {_joined(words)}."

@@ -6,6 +6,7 @@ reaches both; what somebody sends to agprof alone is passed on.
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ _PASSED_ON = _ENDING | {signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 @dataclass(slots=True)
 class _Command:
     pid: int
+    own_peak_bytes: int
+    """Highest resident set of agprof when it started the command."""
     status: int | None = None
     """Wait status, once it ended."""
     usage: CommandUsage | None = None
@@ -46,9 +49,10 @@ class _Command:
             pid, status, used = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 self.status = status
-                self.usage = CommandUsage(
-                    cpu_s=round(used.ru_utime + used.ru_stime, 6), peak_rss_bytes=used.ru_maxrss * 1024
-                )
+                peak = used.ru_maxrss * 1024
+                # A process inherits this peak from the one that forked it, and keeps it over exec.
+                known = peak if peak > 1.05 * self.own_peak_bytes else None
+                self.usage = CommandUsage(cpu_s=round(used.ru_utime + used.ru_stime, 6), peak_rss_bytes=known)
         return self.status is not None
 
     def pass_on(self, number: int, sent_by_terminal: bool) -> None:
@@ -71,7 +75,7 @@ def run_monitored(command: Sequence[str], run_dir: Path, monitor: MonitorSection
     with _holding_signals() as before:
         # First the command: as long as this process has one thread, code between fork and exec is safe.
         process = _start(command, before)
-        job = _Command(process.pid)
+        job = _Command(process.pid, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         argv = sampler_argv(monitor, run_dir, sys.executable, root_pid=process.pid)
         sampler = SupervisedSampler(argv, run_dir, cwd=Path.cwd(), period_s=monitor.period_s)
         try:

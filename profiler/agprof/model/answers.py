@@ -40,6 +40,8 @@ class Identity:
     status: Literal["finished", "failed", "killed", "interrupted", "running", "imported", "unknown"]
     status_sentence: str
     """`finished, 20 steps on 2 ranks` or `rank 1 ended at step 41: killed (SIGKILL)`."""
+    kind: Literal["training", "command"] = "training"
+    """command: under `agprof monitor`, sampled with no instrument in it; it has no ranks and no steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,8 +47,9 @@ class CommandUsage:
 
     cpu_s: float
     """CPU time, user and system."""
-    peak_rss_bytes: int
-    """Highest resident set of the largest of these processes, not their sum."""
+    peak_rss_bytes: int | None
+    """Highest resident set of the largest of these processes, not their sum. None: no more than agprof's own, which
+    the kernel counts for whatever agprof starts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
