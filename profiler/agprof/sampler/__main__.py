@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"agprof sampler: {error}", file=sys.stderr)
         return error.exit_code
 
-    def give_up(reason: str) -> None:
-        writer.close(reason)
+    def give_up() -> None:
+        writer.close("a reading hung")
         os._exit(0)
 
     end.watch(give_up)

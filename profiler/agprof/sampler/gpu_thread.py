@@ -78,7 +78,7 @@ class GpuThread:
 
     def _run(self) -> None:
         try:
-            work = self._build()
+            self._work = self._build()
         except NoNvmlError as error:
             self._states.set(self._clock.monotonic_ns(), FIELD, "unsupported", str(error))
             return
@@ -87,7 +87,14 @@ class GpuThread:
             return
         finally:
             self._building = False
-        self._work, lane = work, work.lane
+        try:
+            self._sample(self._work)
+        except Exception as error:
+            reason = f"the thread that samples the GPUs ended: {describe(error)}"
+            self._states.set(self._clock.monotonic_ns(), FIELD, "unsupported", reason)
+
+    def _sample(self, work: GpuWork) -> None:
+        lane = work.lane
         while True:
             lane.run_due()
             if self._stop.wait(max(0.0, (lane.due_ns - self._clock.monotonic_ns()) / SECOND_NS)):

@@ -35,15 +35,15 @@ class EndOfJob:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    def watch(self, give_up: Callable[[str], None]) -> None:
-        """Start watching. `give_up` gets the reason when the process is still there 3 s after the job's end."""
+    def watch(self, give_up: Callable[[], None]) -> None:
+        """Start watching. `give_up` is called when the process is still there 3 s after the job's end."""
         threading.Thread(target=self._watch, args=(give_up,), name="agprof-end", daemon=True).start()
 
     def wait(self, due_ns: int) -> bool:
         """True when the job has ended; False at `due_ns`."""
         return self._ended.wait(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
 
-    def _watch(self, give_up: Callable[[str], None]) -> None:
+    def _watch(self, give_up: Callable[[], None]) -> None:
         poll = select.poll()
         poll.register(STDIN, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
@@ -51,7 +51,7 @@ class EndOfJob:
             pass
         self._ended.set()
         time.sleep(GRACE_S)
-        give_up(self.reason)
+        give_up()
 
     def _has_ended(self, events: dict[int, int]) -> bool:
         if self._wake in events and self._signalled():

@@ -109,6 +109,66 @@ def test_it_does_not_outlive_its_parent_even_when_its_stdin_stays_open(tmp_path:
     assert read_run(tmp_path).streams[0].ended == "parent gone"
 
 
+HANGING = """
+import sys, time
+from agprof.sampler import __main__ as sampler, job_end
+from agprof.sampler.host import Host
+job_end.GRACE_S = 0.2
+Host.sample = lambda self, now_ns: time.sleep(600)
+sys.exit(sampler.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", ["stdin", "signal"])
+def test_a_reading_that_hangs_does_not_keep_it_alive(tmp_path: Path, how: str) -> None:
+    command = [sys.executable, "-c", HANGING, "--nvml", "off", "--run-dir", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        wait_for(lambda: layout.node_stream(tmp_path, 0).exists())
+        assert process.stdin is not None
+        if how == "stdin":
+            process.stdin.close()
+        else:
+            wait_for(lambda: catches(process.pid, signal.SIGTERM))
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert read_run(tmp_path).streams[0].ended == "a reading hung"
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(mask >> (number - 1) & 1)
+
+
+def test_rows_are_on_the_disk_less_than_a_second_after_they_were_taken(
+    tmp_path: Path, sampler: subprocess.Popen[bytes]
+) -> None:
+    follower = StreamFollower(layout.node_stream(tmp_path, 0))
+    wait_for(lambda: samples(tmp_path, "host_samples") >= 1)
+    ages = []
+    deadline = time.monotonic() + 2.5
+    while time.monotonic() < deadline:
+        now_ns = time.monotonic_ns()
+        ages += [(now_ns - row[0]) / 1e9 for table, rows in follower.poll() if table == "host_samples" for row in rows]
+        time.sleep(0.01)
+    # The first poll finds rows that lay there for as long as the start of this test took.
+    assert len(ages) > 30
+    assert max(ages[10:]) < 1
+
+
+def test_a_kill_loses_less_than_a_second(tmp_path: Path, sampler: subprocess.Popen[bytes]) -> None:
+    wait_for(lambda: samples(tmp_path, "host_samples") >= 30)
+    sampler.kill()
+    sampler.wait()
+    killed_ns = time.monotonic_ns()
+    run = read_run(tmp_path)
+    assert run.streams[0].ended is None
+    assert run.streams[0].damage is None
+    last_ns = run.tables["host_samples"]["time_ns"].to_list()[-1]
+    assert killed_ns - last_ns < 1e9
+
+
 def test_a_second_start_is_a_new_attempt_and_closed_input_ends_it_at_once(tmp_path: Path) -> None:
     for attempt in (0, 1):
         subprocess.run([*COMMAND, str(tmp_path)], stdin=subprocess.DEVNULL, check=True, timeout=30)
@@ -125,7 +185,19 @@ def test_a_folder_that_can_not_be_written_is_one_line_and_exit_code_4(tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("bad", [["--period", "0"], ["--period", "nan"], ["--node", "-1"], ["--nvml", "on"]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--fast-period", "0.01"],
+        ["--slow-period", "61"],
+        ["--root-pid", "0"],
+        ["--prometheus-port", "70000"],
+        ["--period", "0"],
+        ["--period", "nan"],
+        ["--node", "-1"],
+        ["--nvml", "on"],
+    ],
+)
 def test_bad_options_are_refused(tmp_path: Path, bad: list[str]) -> None:
     done = subprocess.run([*COMMAND, str(tmp_path), *bad], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert done.returncode == 2
