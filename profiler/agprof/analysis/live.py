@@ -37,6 +37,8 @@ class LiveRank:
     rss_bytes: int | None = None
     allocated_bytes: int | None = None
     last_phase: str | None = None
+    last_end_ns: int | None = None
+    """When the last step ended, CLOCK_MONOTONIC of the rank's node."""
     _durations_ns: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     _phase_ns: dict[int, dict[str, int]] = field(default_factory=dict)
     _step_ns: dict[int, int] = field(default_factory=dict)
@@ -69,6 +71,10 @@ class LiveRank:
             return None
         return max(0, total_steps - self.steps_done) / rate
 
+    def late_ns(self, now_ns: int) -> int | None:
+        """Time since the last step ended; None before the first. `now_ns` on the clock of the rank's node."""
+        return None if self.last_end_ns is None else max(0, now_ns - self.last_end_ns)
+
     def shares(self) -> dict[str, float]:
         """Phase -> share of the recent steps, adding up to 1; {} before the first step."""
         total = sum(self._step_ns.values())
@@ -87,6 +93,7 @@ class LiveRank:
         for row in rows:
             step, start_ns, end_ns, loss = (row[index] for index in _STEP)
             self.steps_done = step + 1
+            self.last_end_ns = end_ns
             self.loss = loss if loss is not None else self.loss
             self._durations_ns.append(end_ns - start_ns)
             self._step_ns[step] = end_ns - start_ns

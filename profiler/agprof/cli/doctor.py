@@ -47,11 +47,11 @@ def doctor(
     all_lines: Annotated[bool, typer.Option("--all", help="With a hostfile: every line of every node.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> int:
-    """Look whether this machine, or a cluster, is fit for training and for being measured.
+    """Look whether this machine or a cluster is fit for training.
 
-    Looks at Python, torch, CUDA, driver, NCCL, DeepSpeed's ops, Nsight Systems, the NVML fields that are really given,
-    permissions, limits, /dev/shm, NUMA, clocks, free space; each line says what to do. With --hostfile the same on each
-    node, and what differs: ssh without a password, ports, folders, versions, slots against GPUs, clocks.
+    And for being measured: Python, torch, CUDA, driver, NCCL, DeepSpeed's ops, Nsight Systems, the NVML fields that are
+    really given, permissions, limits, /dev/shm, NUMA, clocks, free space; each line says what to do. With --hostfile
+    the same on each node, and what differs: ssh without a password, ports, folders, versions, slots against GPUs.
 
     Nothing is changed. Exit code 1 when a job would fail on something that was found; warnings leave it at 0.
     """

@@ -135,7 +135,7 @@ class Progress:
         if (rate := slowest.steps_per_s()) is not None:
             parts.append(f"{rate:.3g} steps/s")
         if (eta := slowest.eta_s(self._total)) is not None:
-            parts.append(f"ETA {_duration(eta)}")
+            parts.append(f"ETA {duration(eta)}")
         if slowest.loss is not None:
             parts.append(f"loss {slowest.loss:.4g}")
         if shares := slowest.shares():
@@ -154,7 +154,7 @@ class Progress:
     # -- live table ------------------------------------------------------------------------------------------------
 
     def _render(self) -> RenderableType:
-        elapsed = _duration(self._clock() - self._started)
+        elapsed = duration(self._clock() - self._started)
         head = Text(f"{self._title} · {elapsed}", style="bold")
         ranks = [self._follower.ranks[rank] for rank in sorted(self._follower.ranks)]
         if not ranks:
@@ -169,7 +169,7 @@ class Progress:
                 str(live.rank),
                 _of(live.steps_done, self._total),
                 "–" if rate is None else f"{rate:.3g}",
-                "–" if eta is None else _duration(eta),
+                "–" if eta is None else duration(eta),
                 "–" if live.loss is None else f"{live.loss:.4g}",
                 _memory(live) or "–",
                 phase_bar(live.shares()),
@@ -210,7 +210,7 @@ def _of(steps: int, total: int | None) -> str:
     return str(steps) if total is None else f"{steps}/{total}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
