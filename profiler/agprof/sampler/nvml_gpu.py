@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agprof.model.tables import GPU_SAMPLES, GPU_STATES, Table
 from agprof.sampler.nvml_calls import Nvml
 from agprof.sampler.nvml_device import Device
 from agprof.sampler.nvml_errors import DeviceLostError
@@ -11,9 +12,7 @@ from agprof.sampler.nvml_gpm import Activity
 from agprof.sampler.nvml_health import Health
 from agprof.sampler.nvml_identity import describe_gpu, describe_mig, mig_index, mig_mode, nature
 from agprof.sampler.nvml_processes import Processes
-from agprof.sampler.nvml_samples import COLUMNS_BEHIND_GPU as SAMPLE_COLUMNS
 from agprof.sampler.nvml_samples import Samples
-from agprof.sampler.nvml_states import COLUMNS_BEHIND_GPU as STATE_COLUMNS
 from agprof.sampler.nvml_states import SlowStates
 from agprof.sampler.states import Append, Backoff, States, describe
 
@@ -113,10 +112,10 @@ class Gpu:
             processes.collect(now_ns, part.device)
 
     def gap_fast(self, now_ns: int) -> None:
-        self._node.append("gpu_samples", (now_ns, self.index, *(None,) * SAMPLE_COLUMNS))
+        self._node.append("gpu_samples", (now_ns, self.index, *_gap(GPU_SAMPLES)))
 
     def gap_medium(self, now_ns: int) -> None:
-        self._node.append("gpu_states", (now_ns, self.index, *(None,) * STATE_COLUMNS))
+        self._node.append("gpu_states", (now_ns, self.index, *_gap(GPU_STATES)))
 
     def _open(self, now_ns: int) -> None:
         nvml, node = self._nvml, self._node
@@ -157,3 +156,8 @@ class Gpu:
             # The instances of others can't be seen from within a container.
             node.states.set(now_ns, f"gpu.{self.index}.mig", "unsupported", refused)
         return instances
+
+
+def _gap(table: Table) -> tuple[None, ...]:
+    """The columns behind `time_ns` and `gpu`."""
+    return (None,) * (len(table.columns) - 2)

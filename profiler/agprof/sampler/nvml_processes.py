@@ -69,17 +69,11 @@ class Processes:
 
 def program_name(procfs: str, pid: int) -> str | None:
     """Name of the program without its path and arguments; None where it can't be read."""
-    for name, separator in (("cmdline", b"\0"), ("comm", b"\n")):
-        try:
-            with open(f"{procfs}/{pid}/{name}", "rb") as file:  # noqa: PTH123
-                first = file.read(4096).split(separator)[0]
-        except OSError:
-            continue
-        shown = first.decode("utf-8", "replace").rstrip("/").rpartition("/")[2]
-        shown = "".join(letter if letter.isprintable() else "?" for letter in shown)[:NAME_LENGTH]
-        if shown:
-            return shown
-    return None
+    words = _first_line(f"{procfs}/{pid}/cmdline", b"\0").split()
+    # A process may write what it likes there, its arguments in one piece too; the kernel's name has 15 letters then.
+    name = words[0].rstrip("/").rpartition("/")[2] if len(words) == 1 else ""
+    name = name or _first_line(f"{procfs}/{pid}/comm", b"\n")
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:NAME_LENGTH] or None
 
 
 def suffixes(nvml: Nvml) -> Iterator[str]:
@@ -113,3 +107,11 @@ def _namespace(procfs: Path) -> str | None:
         return os.readlink(procfs / "self" / "ns" / "pid")  # noqa: PTH115
     except OSError:
         return None
+
+
+def _first_line(path: str, separator: bytes) -> str:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read(4096).split(separator)[0].decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -10,7 +10,6 @@ POWER_AVERAGE, POWER_INSTANT, ENERGY = 185, 186, 83
 AVERAGE_PERIOD_NS = 900_000_000
 """The averaged power is of 1 s, and reading it costs milliseconds on some drivers, a thousand times the instant's."""
 GA100 = (8, 0)
-COLUMNS_BEHIND_GPU = 17
 
 
 class Samples:

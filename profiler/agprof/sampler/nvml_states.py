@@ -7,7 +7,6 @@ from agprof.sampler.nvml_fields import Field, Fields
 
 MEMORY_TEMPERATURE = 82
 NOT_AVAILABLE = 2**64 - 1
-COLUMNS_BEHIND_GPU = 6
 
 
 class SlowStates:
