@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agprof.sampler.nvml_calls import Nvml
-from agprof.sampler.nvml_errors import DeviceLostError
+from agprof.sampler.nvml_errors import UNSUPPORTED, DeviceLostError
 from agprof.sampler.states import SECOND_NS, Append, Backoff, States, describe
 
 FIELD = "gpu.events"
@@ -67,6 +67,9 @@ class GpuEvents:
                 return
             except Exception as error:
                 now_ns = self._clock()
+                if nvml.codes.of(error) in UNSUPPORTED:
+                    self._states.set(now_ns, FIELD, "unsupported", describe(error))
+                    return
                 self._states.set(now_ns, FIELD, "retry", describe(error))
                 backoff.failed(now_ns)
                 self._stop.wait((backoff.due_ns - now_ns) / SECOND_NS)

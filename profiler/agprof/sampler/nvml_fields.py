@@ -1,9 +1,9 @@
 """Many values of one GPU by one call of nvmlDeviceGetFieldValues.
 
 Each value has a return code of its own: a field that this device or driver does not have leaves the batch for good, one
-that failed is left out for 1 s, then 2, 4 ... 60 s. The array of the call is built when the batch changes and not each
-time, and is read in one piece: with the binding's own function, which builds and wraps it anew, a batch of 15 fields
-takes 25 us more, a tenth of a percent of a core for eight GPUs five times a second.
+that failed is left out for 1 s, then 2, 4 ... 60 s. The array of the call is built once for each set of fields and is
+read in one piece: with the binding's own function, which builds it at each call, a batch of 15 fields takes 25 us more,
+a tenth of a percent of a core for eight GPUs five times a second.
 """
 
 import ctypes
@@ -20,6 +20,8 @@ ALL_LINKS = 2**32 - 1
 """As scope of an NVLink field: the sum over all links."""
 _VALUES = struct.Struct("=IIqqiIQ")
 """c_nvmlFieldValue_t: field, scope, timestamp, latency, type of the value, return code, the value's eight bytes."""
+MOST_ARRAYS = 8
+"""Kept for as many sets of fields: those that are due together change little."""
 _DOUBLE, _SIGNED_64, _SIGNED_32 = 0, 4, 5
 _BITS = {1: 32, 2: 64, 3: 64, 4: 64, 5: 32, 6: 16}
 """Width by NVML_VALUE_TYPE (an unsigned long has 64 bits on Linux)."""
@@ -80,9 +82,8 @@ class Fields:
         self._handle = handle
         self._judge = judge
         self._fields = list(fields)
-        self._asked: list[Field] = []
+        self._arrays: dict[tuple[Field, ...], tuple[Any, bytes]] = {}
         self._array: Any = None
-        self._blank = b""
 
     def add(self, fields: Sequence[Field]) -> None:
         """Read these too from the next time on."""
@@ -115,13 +116,21 @@ class Fields:
     def _call(self, asked: list[Field]) -> int:
         nvml = self._nvml
         function = nvml.pointer(CALL)
-        if asked != self._asked:
-            self._asked = asked
-            self._array = (nvml.module.c_nvmlFieldValue_t * len(asked))()
-            for entry, field in zip(self._array, asked, strict=True):
-                entry.fieldId, entry.scopeId = field.number, field.scope
-                # A value that the driver passes over has failed; it is neither 0 nor the one before.
-                entry.nvmlReturn = nvml.module.NVML_ERROR_UNKNOWN
-            self._blank = bytes(self._array)
-        ctypes.memmove(self._array, self._blank, len(self._blank))
+        key = tuple(asked)
+        if key not in self._arrays:
+            if len(self._arrays) >= MOST_ARRAYS:
+                self._arrays.clear()
+            self._arrays[key] = self._build(asked)
+        self._array, blank = self._arrays[key]
+        ctypes.memmove(self._array, blank, len(blank))
         return int(nvml.run(CALL, function, self._handle, ctypes.c_int32(len(asked)), ctypes.byref(self._array)))
+
+    def _build(self, asked: list[Field]) -> tuple[Any, bytes]:
+        """An array for these fields, and its content before each call."""
+        module = self._nvml.module
+        array = (module.c_nvmlFieldValue_t * len(asked))()
+        for entry, field in zip(array, asked, strict=True):
+            entry.fieldId, entry.scopeId = field.number, field.scope
+            # A value that the driver passes over has failed; it is neither 0 nor the one before.
+            entry.nvmlReturn = module.NVML_ERROR_UNKNOWN
+        return array, bytes(array)

@@ -9,13 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from agprof.sampler.nvml_device import Device
-from agprof.sampler.states import describe
+from agprof.sampler.states import State, describe
 
 SHORTEST_NS = 100_000_000
+SUCCESS = 0
 PERCENT_METRICS = (2, 3, 5, 10, 11, 12, 13)
 """SM, occupancy, tensor, DRAM, fp64, fp32, fp16: percent, in the order of the columns."""
 RATE_METRICS = (20, 21)
 """PCIe sent and received: MiB/s."""
+NAMES = dict(
+    zip(
+        (*PERCENT_METRICS, *RATE_METRICS),
+        ("sm", "occupancy", "tensor", "dram", "fp64", "fp32", "fp16", "pcie_sent", "pcie_received"),
+        strict=True,
+    )
+)
+"""As fields of `sampler_state`: gpu.0.activity.tensor."""
 MIB = 1024**2
 MOST_PERCENT = 105
 """A mean may come out a little over 100; more than this is no measurement."""
@@ -47,12 +56,14 @@ class Activity:
         last_ns, self._last_ns = self._last_ns, now_ns
         if last_ns is None:
             return None
-        values = device.read(now_ns, f"{FIELD}.metrics", self._metrics)
-        if values is None:
+        answers = device.read(now_ns, f"{FIELD}.metrics", self._metrics)
+        if answers is None:
             return None
+        values = {metric: value for metric, (code, value) in answers.items() if code == SUCCESS}
         ratios = [ratio(values.get(metric)) for metric in PERCENT_METRICS]
         # A MIG instance has no link of its own.
         rates = [None if device.parent is not None else rate(values.get(metric)) for metric in RATE_METRICS]
+        self._say(now_ns, answers, dict(zip(NAMES, (*ratios, *rates), strict=True)))
         return (now_ns, now_ns - last_ns, device.index, *ratios, *rates)
 
     def close(self) -> None:
@@ -91,7 +102,21 @@ class Activity:
         self._buffers.reverse()
         return True
 
-    def _metrics(self) -> dict[int, float]:
+    def _say(self, now_ns: int, answers: dict[int, tuple[int, float]], shown: dict[int, float | None]) -> None:
+        """The state of each metric. Raises DeviceLostError and LibraryLostError."""
+        device = self._device
+        for metric, name in NAMES.items():
+            code, value = answers[metric]
+            state: State = "ok"
+            reason = ""
+            if code != SUCCESS:
+                state, reason = device.nvml.judge_value(code)
+            elif shown[metric] is None and not (metric in RATE_METRICS and device.parent is not None):
+                state, reason = "retry", f"the driver gives {value:g}, which is no measurement"
+            device.states.set(now_ns, f"gpu.{device.index}.{FIELD}.{name}", state, reason)
+
+    def _metrics(self) -> dict[int, tuple[int, float]]:
+        """Return code and value of each metric."""
         nvml = self._device.nvml
         wanted = (*PERCENT_METRICS, *RATE_METRICS)
         request = self._request
@@ -104,7 +129,7 @@ class Activity:
         request.sample1, request.sample2 = self._buffers
         nvml("nvmlGpmMetricsGet", request)
         answers = _first(request.metrics, len(wanted))
-        return {entry.metricId: entry.value for entry in answers if entry.nvmlReturn == 0}
+        return {entry.metricId: (int(entry.nvmlReturn), entry.value) for entry in answers}
 
 
 def ratio(percent: float | None) -> float | None:

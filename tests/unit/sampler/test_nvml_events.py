@@ -144,6 +144,15 @@ def test_an_error_is_survived_and_nothing_is_told_twice(error: str) -> None:
     assert (driver.inits, driver.open_sets) == (0, 0)
 
 
+def test_a_driver_without_the_call_ends_the_watch_with_a_reason() -> None:
+    driver = Driver()
+    driver.script = ["NVML_ERROR_FUNCTION_NOT_FOUND"]
+    watch = Watch(driver)
+    watch.until(lambda: ("gpu.events", "unsupported") in [row[:2] for row in watch.table("sampler_state")])
+    assert driver.waits == 1
+    assert (driver.inits, driver.open_sets) == (0, 0)
+
+
 def test_gpus_that_are_all_lost_are_asked_again_later() -> None:
     driver = Driver(gpus=1)
     driver.refused[7000] = "NVML_ERROR_GPU_IS_LOST"

@@ -76,6 +76,11 @@ def test_a_metric_that_fails_is_none_and_the_others_stay() -> None:
     rig.sample("medium")
     (row,) = rig.sample("medium")["gpu_activity"]
     assert none_of(row) == {"tensor_ratio", "dram_ratio", "fp32_ratio"}
+    assert rig.states() == [
+        ("gpu.0.activity.tensor", "unsupported"),
+        ("gpu.0.activity.dram", "retry"),
+        ("gpu.0.activity.fp32", "retry"),
+    ]
     nvml.activity_codes.clear()
     nvml.activity = dict(ACTIVITY)
     assert none_of(rig.sample("medium")["gpu_activity"][0]) == set()
