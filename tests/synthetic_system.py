@@ -68,7 +68,7 @@ class SystemRun:
     """As many as GPUs, at least one."""
     step_s: float = 1.0
     data_s: float = 0.0
-    """Of each step in phase `data`."""
+    """Of each step in phase `data`; the rest of it is in phase `forward`."""
     steps: bool = True
     fast_s: float = 0.2
     medium_s: float = 1.0
@@ -200,12 +200,16 @@ class SystemRun:
         )
         self._fill("steps", rows, {})
         self.frames["steps"] = self.frames["steps"].sort("rank", "step")
-        if self.data_s:
-            spans = numbers.with_columns(
-                span=pl.col("step"), micro_step=pl.lit(0), start_ns=start,
-                end_ns=start + int(self.data_s * SECOND), thread=pl.lit(1), depth=pl.lit(0),
-            )  # fmt: skip
-            self._fill("spans", spans, {"category": "phase", "name": "data"})
+        data, end = int(self.data_s * SECOND), step
+        for name, begin, until in (("data", 0, data), ("forward", data, end)):
+            if until > begin:
+                spans = numbers.with_columns(
+                    span=2 * pl.col("step") + int(name == "forward"), micro_step=pl.lit(0), start_ns=start + begin,
+                    end_ns=start + until, thread=pl.lit(1), depth=pl.lit(0),
+                )  # fmt: skip
+                filled = self.frames["spans"]
+                self._fill("spans", spans, {"category": "phase", "name": name})
+                self.frames["spans"] = pl.concat([filled, self.frames["spans"]]).sort("rank", "span")
         if self.gpus:
             for rank in ranks:
                 node, local = divmod(rank, self.per_node)

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
+from agprof.analysis import findings_clocks as clocks
 from agprof.analysis import findings_comm as comm
 from agprof.analysis import findings_deepspeed as deepspeed
+from agprof.analysis import findings_gpu as gpu
+from agprof.analysis import findings_host as host
 from agprof.analysis import findings_kinds as kinds
 from agprof.analysis import findings_oom as oom
 from agprof.analysis import findings_repeats as repeats
@@ -32,6 +35,21 @@ FINDERS: tuple[Finder, ...] = (
     resources.optimizer_offload,
     resources.oversubscribed_threads,
     resources.memory_growth,
+    clocks.power_capped,
+    clocks.thermally_throttled,
+    clocks.hardware_brake,
+    clocks.slow_clock,
+    gpu.gpu_memory_full,
+    gpu.other_tenants,
+    gpu.memory_errors,
+    gpu.xid_events,
+    host.host_memory_full,
+    host.cgroup_memory_full,
+    host.swapping,
+    host.memory_pressure,
+    host.cpu_quota,
+    host.cpu_wait,
+    host.network_errors,
     frozen_in_fp32,
     repeats.repeated_inputs,
     repeats.repeated_at_once,

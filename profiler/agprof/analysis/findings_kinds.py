@@ -59,14 +59,18 @@ def bimodal_steps(evidence: Evidence) -> Finding | None:
         ),
         confidence="measured",
         change=(
-            f"Spread the work of `{name[:60]}` evenly over steps, or make it rarer or cheaper: ranks then wait less "
-            "for one another."
+            f"Spread the work of `{name[:60]}` evenly over steps, or make it rarer or cheaper{_for_others(evidence)}."
             if name is not None
             else "Find what the loop does only in some steps (a branch, longer input, an evaluation) and put "
             "`agprof.range` around it; balance it over steps, or make it rarer."
         ),
         check="the chart of steps shows one band.",
     )
+
+
+def _for_others(evidence: Evidence) -> str:
+    """What it gives where ranks wait for one another."""
+    return ": ranks then wait less for one another" if len(evidence.view.ranks) > 1 else ""
 
 
 def find_kinds(evidence: Evidence) -> Kinds | None:

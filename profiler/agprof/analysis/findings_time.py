@@ -4,6 +4,7 @@ from statistics import median
 
 import polars as pl
 
+from agprof.analysis import findings_input
 from agprof.analysis.evidence import Evidence, saving
 from agprof.analysis.time import describe_ranges, range_rows
 from agprof.model.answers import Finding
@@ -15,12 +16,13 @@ def data_wait(evidence: Evidence) -> Finding | None:
     share, waiting = evidence.share("data"), evidence.parts["data"]
     if share < 0.05:
         return None
+    loading = findings_input.look(evidence)
     return Finding(
         key="data-wait",
         title=f"{percent(share)} of the step waits for data",
         evidence=(
             f"The ranks stand {format_value(waiting, 'ns')} of {format_value(evidence.mean_ns, 'ns')} a step in the "
-            f"data loader{_workers(evidence)}."
+            f"data loader{findings_input.in_words(loading)}."
         ),
         section="time",
         saving_ns_per_step=saving(
@@ -30,19 +32,9 @@ def data_wait(evidence: Evidence) -> Finding | None:
             measured=True,
         ),
         confidence="measured",
-        change="Raise num_workers of the DataLoader, with persistent_workers=True and pin_memory=True on a GPU.",
+        change=findings_input.change(loading),
         check="the phase `data` falls below 1 % of the step.",
     )
-
-
-def _workers(evidence: Evidence) -> str:
-    samples = evidence.view.tables["process_samples"]
-    if not samples.height:
-        return ""
-    workers = samples.filter(pl.col("role") == "worker")["processes"].max()
-    if not isinstance(workers, int) or not workers:
-        return "; no worker process was seen beside them"
-    return f"; up to {workers} child processes a rank were seen"
 
 
 def straggler(evidence: Evidence) -> Finding | None:
