@@ -21,10 +21,10 @@ from agprof.sampler.gpu_thread import GpuThread
 from agprof.sampler.gpu_work import NvmlWork
 from agprof.sampler.host import Host
 from agprof.sampler.job_end import EndOfJob
-from agprof.sampler.loop import Account, Clock, Lane, tier
+from agprof.sampler.loop import Account, Clock, Lane, TierName, tier
 from agprof.sampler.network import Network
 from agprof.sampler.processes import RankTrees
-from agprof.sampler.states import SECOND_NS, States
+from agprof.sampler.states import SECOND_NS, Append, States
 from agprof.store import layout
 from agprof.store.clocks import read_clocks
 from agprof.store.packed_writer import PackedStreamWriter
@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Namespace) -> bool:
     """Sample until the job ends and close the stream. False when the GPU thread hangs."""
-    clock, append = Clock(), writer.append
-    states = States(append)
+    clock = Clock()
+    append, states = _appender(writer, options, clock)
     seed = random.Random(os.getpid() ^ time.time_ns())
     run = Path(options.run_dir).resolve()
     trees = RankTrees(run, options.node, append, states, root_pid=options.root_pid)
@@ -100,6 +100,24 @@ def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Na
     account.close(clock.monotonic_ns())
     writer.close(end.reason)
     return ended
+
+
+def _appender(writer: PackedStreamWriter, options: argparse.Namespace, clock: Clock) -> tuple[Append, States]:
+    """Where rows go: into the stream, and past Prometheus when that is asked for."""
+    if options.prometheus_port is None:
+        return writer.append, States(writer.append)
+    from agprof.sampler.newest import Newest
+    from agprof.sampler.prometheus import serve
+
+    periods_s: dict[TierName, float] = {
+        "fast": options.fast_period,
+        "medium": options.period,
+        "slow": options.slow_period,
+    }
+    newest = Newest(writer.append, periods_s)
+    states = States(newest.append)
+    serve(options.prometheus_host, options.prometheus_port, newest, states, clock.monotonic_ns)
+    return newest.append, states
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
