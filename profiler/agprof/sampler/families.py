@@ -8,8 +8,9 @@ before it was seen, is known by what it inherited: AGPROF_RUN_DIR and its rank.
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from agprof.model.settings import ENV_RUN_DIR
+from agprof.model.settings import ENV_FOREIGN, ENV_RANK_PID, ENV_RUN_DIR
 from agprof.sampler.process_files import Stat, parse_stat
 
 LOOK_AGAIN_SHARE = 15
@@ -25,6 +26,14 @@ Key = int | None
 """A rank; None: the command of `agprof monitor`."""
 
 
+class Claim(NamedTuple):
+    """What a process without a root above it has inherited."""
+
+    key: Key
+    root: int | None
+    """Process id of the rank, which the instruments put into the environment of what the rank starts."""
+
+
 class Families:
     """The processes below each of some roots. A process that is a root itself belongs to no other."""
 
@@ -35,7 +44,7 @@ class Families:
         self._parents: dict[int, int] = {}
         self._starts: dict[int, int] = {}
         self._owners: dict[int, Key] = {}
-        self._claims: dict[int, Key] = {}
+        self._claims: dict[int, Claim] = {}
         self._unasked: set[int] = set()
         self._to_look_again: list[int] = []
         self._roots_changed = False
@@ -135,8 +144,11 @@ class Families:
                 return True, self._roots[step]
             # A launcher may have a rank's number too, its own among launchers: it belongs to none of what it starts.
             if step not in above:
-                if step in self._claims and self._claims[step] in keys:
-                    return True, self._claims[step]
+                claim = self._claims.get(step)
+                if claim is not None and claim.root in self._roots:
+                    return True, self._roots[claim.root]
+                if claim is not None and claim.key in keys:
+                    return True, claim.key
                 if not kept[0] and step in self._owners:
                     kept = True, self._owners[step]
             step = self._parents.get(step)
@@ -158,9 +170,9 @@ class Families:
             # Empty for a moment while a program takes another's place: then it is asked again.
             if environment != b"":
                 self._unasked.discard(pid)
-            claimed, key = self._claim(environment or b"")
-            if claimed and pid != os.getpid():
-                self._claims[pid] = key
+            claim = self._claim(environment or b"")
+            if claim is not None and pid != os.getpid():
+                self._claims[pid] = claim
 
     def _environment(self, pid: int) -> bytes | None:
         try:
@@ -169,13 +181,20 @@ class Families:
         except OSError:
             return None
 
-    def _claim(self, environment: bytes) -> tuple[bool, Key]:
+    def _claim(self, environment: bytes) -> Claim | None:
         if ENV_RUN_DIR.encode() not in environment:
-            return False, None
+            return None
         pairs = (pair.partition(b"=") for pair in environment.split(b"\0"))
         values = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
         if os.path.realpath(values.get(ENV_RUN_DIR, "")) != self._run:
-            return False, None
-        ranks = (values.get(name, "") for name in RANK_NAMES)
-        rank = next((text for text in ranks if text.isdigit()), None)
-        return True, None if rank is None else int(rank)
+            return None
+        ranks = (_number(values.get(name)) for name in RANK_NAMES)
+        roots = (_number(values.get(name)) for name in (ENV_RANK_PID, ENV_FOREIGN))
+        return Claim(
+            key=next((rank for rank in ranks if rank is not None), None),
+            root=next((pid for pid in roots if pid is not None), None),
+        )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 19 else None

@@ -91,6 +91,17 @@ def test_the_run_folder_is_known_by_another_path_too(rig: Rig, tmp_path: Path) -
     assert rig.children(3) == [50]
 
 
+def test_a_daemon_knows_its_rank_by_the_number_of_its_process_too(rig: Rig) -> None:
+    """A process that is the only rank of its command has no RANK."""
+    rig.process(10), rig.process(20)
+    rig.families.add(10, 0)
+    rig.families.add(20, 1)
+    rig.process(50, AGPROF_RUN_DIR=str(rig.run), AGPROF_RANK_PID="20", RANK="0")
+    rig.process(51, AGPROF_RUN_DIR=str(rig.run), AGPROF_FOREIGN="10")
+    rig.process(52, AGPROF_RUN_DIR=str(rig.run), AGPROF_RANK_PID="77")
+    assert (rig.children(0), rig.children(1)) == ([51], [50])
+
+
 def test_a_daemon_that_is_seen_before_its_rank_is_given_to_it_later(rig: Rig) -> None:
     rig.process(10), rig.process(20)
     rig.families.add(10, 0)
