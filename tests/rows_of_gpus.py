@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import polars as pl
 
 from agprof.analysis.view import View, prepare
 from agprof.model.tables import TABLES
-from agprof.store.reader import Run, schema
+from agprof.store.reader import Run, Stream, schema
 from runs_of_rows import stream
 
 Rows = list[dict[str, Any]]
@@ -20,9 +21,13 @@ def view_of(
     *,
     facts: Mapping[int, Mapping[str, Any] | Sequence[tuple[str, Any]]] | None = None,
     node_of: Mapping[int, int] | None = None,
+    ahead_ns: Mapping[int, int] | None = None,
     manifest: Mapping[str, Any] | None = None,
 ) -> View:
-    """The view of a run whose tables hold `rows`; `facts` are given per rank, as a mapping or as pairs in order."""
+    """The view of a run whose tables hold `rows`; `facts` are given per rank, as a mapping or as pairs in order.
+
+    `ahead_ns`: node -> how far its monotonic clock is ahead of the others'.
+    """
     told = facts or {}
     pairs = {rank: list(own.items() if isinstance(own, Mapping) else own) for rank, own in told.items()}
     fact_rows = [
@@ -37,11 +42,17 @@ def view_of(
         path=Path("run"),
         manifest=manifest or {},
         outcome=None,
-        streams=tuple(stream(rank, node=node) for rank, node in sorted(nodes.items())),
+        streams=tuple(_stream(rank, node, (ahead_ns or {}).get(node, 0)) for rank, node in sorted(nodes.items())),
         tables=tables,
         problems=(),
     )
     return prepare(run)
+
+
+def _stream(rank: int, node: int, ahead_ns: int) -> Stream:
+    plain = stream(rank, node=node)
+    clock = plain.header["clock"]
+    return replace(plain, header={**plain.header, "clock": clock | {"monotonic_ns": clock["monotonic_ns"] + ahead_ns}})
 
 
 def gpu_row(gpu: int, *, node: int = 0, **values: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from agprof.analysis.statistics import median_figure, nothing
 from agprof.analysis.view import View
 from agprof.model.figure import Figure
 
-_HOW_TO_TELL = {
+HOW_TO_TELL = {
     "samples": "the samples of a step could not be seen: tell them with agprof.step(samples=...)",
     "tokens": "the tokens of a step could not be seen: tell them with agprof.step(tokens=...)",
     "unpadded_tokens": "what of the tokens is padding could not be seen (no attention mask on the host in batches): "
@@ -21,7 +21,7 @@ def throughput(view: View, what: str, unit: str) -> Figure:
     if not steady.height:
         return nothing(unit, "no steady step", method=method)
     if steady[what].null_count():
-        return nothing(unit, _HOW_TO_TELL[what], method=method)
+        return nothing(unit, HOW_TO_TELL[what], method=method)
     sums = steady.group_by("step").agg(pl.col(what).sum(), pl.col("duration_ns").max()).sort("step")
     rates = sums.filter(pl.col("duration_ns") > 0).select(rate=pl.col(what) * 1e9 / pl.col("duration_ns"))["rate"]
     return median_figure(rates.to_list(), unit, method=method, reason="steps have no duration")
