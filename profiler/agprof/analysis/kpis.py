@@ -8,6 +8,7 @@ from agprof.analysis.trace_kpis import device_kpis
 from agprof.analysis.view import View
 from agprof.model.answers import CommunicationAnswer, TimeAnswer
 from agprof.model.compute_answers import ComputeAnswer
+from agprof.model.energy_answers import EnergyAnswer
 from agprof.model.figure import Figure, Kpi
 from agprof.model.format import percent
 from agprof.model.memory_answers import MemoryAnswer
@@ -23,6 +24,7 @@ def kpi_row(
     memory: MemoryAnswer,
     system: SystemAnswer,
     trace: TraceAnswer | None,
+    energy: EnergyAnswer | None = None,
 ) -> tuple[Kpi, ...]:
     """The KPIs in the order in which they are shown.
 
@@ -56,6 +58,7 @@ def kpi_row(
         ),
         Kpi(key="data_wait_share", label="Data wait", figure=_data_share(view), note="of the step"),
         *_of_gpus(system),
+        *_of_energy(energy),
     )
 
 
@@ -64,6 +67,17 @@ def _of_gpus(system: SystemAnswer) -> tuple[Kpi, ...]:
     return tuple(
         kpi for kpi in system.figures if kpi.key in ("gpu_utilization", "gpu_power") and kpi.figure.value is not None
     )
+
+
+def _of_energy(energy: EnergyAnswer | None) -> tuple[Kpi, ...]:
+    """Energy per step and per token, where it was measured."""
+    if energy is None:
+        return ()
+    kpis = (
+        Kpi(key="energy_per_step", label="Energy per step", figure=energy.per_step, note=energy.scope),
+        Kpi(key="energy_per_token", label="Energy per token", figure=energy.per_token, note=energy.scope),
+    )
+    return tuple(kpi for kpi in kpis if kpi.figure.value is not None)
 
 
 def _steps_note(time: TimeAnswer) -> str:

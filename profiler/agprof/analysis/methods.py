@@ -72,7 +72,22 @@ _OF_TRACES = (
 )
 
 
+_OF_ENERGY = (
+    (
+        "energy",
+        "Of a GPU: NVML's counter of energy at the ends of a window, on a line between the two samples around each; "
+        "where it begins anew (a driver that is loaded again) or there is none, the trapezoid of power, instant or "
+        "averaged over 1 s and moved back by half of it. Power read further apart than three periods is not joined. "
+        "Intervals: 5 % of the sensor (NVML's documentation), 100 ms of age of the counter at each end; on A100 and "
+        "H100 the sensor looks a quarter of the time (arXiv:2312.02741), so nothing under 5 s has a figure. Of a host: "
+        "RAPL. Idle power is told and not subtracted.",
+    ),
+)
+
+
 def methods(view: View) -> tuple[tuple[str, str], ...]:
     """Term and how it is measured."""
     rule = f"Left out of statistics: {view.warmup_rule}. Here: {view.warmup_steps} step(s)."
-    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:], *(_OF_TRACES if view.run.traces else ()))
+    has_energy = view.tables["gpu_samples"].height or view.tables["host_samples"]["cpu_energy_uj"].count()
+    of_energy = _OF_ENERGY if has_energy else ()
+    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:], *of_energy, *(_OF_TRACES if view.run.traces else ()))

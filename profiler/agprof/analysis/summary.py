@@ -15,7 +15,7 @@ _UTILISATIONS = {"mfu_full": "MFU", "hfu": "HFU"}
 def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
     """What a run says in a terminal.
 
-    Name, steps, median step, verdict, memory that ran out, MFU and HFU, the device's time, up to three findings with
+    Name, steps, median step, verdict, memory that ran out, MFU and HFU, the device's time, energy, up to three findings with
     savings, a bar of the phases.
 
     No line is wider than `width` (at least 40), and none holds a control character.
@@ -33,6 +33,7 @@ def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
         *(_cut(line, width) for line in _out_of_memory(answers)),
         *(_cut(line, width) for line in _utilisation(answers)),
         *(_cut(line, width) for line in _device(answers)),
+        *(_cut(line, width) for line in _energy(answers)),
         *(
             _finding(finding, width, "a step" if time.steady_steps else "a window")
             for finding in answers.findings[:_FINDINGS]
@@ -94,6 +95,18 @@ def _device(answers: RunAnswers) -> list[str]:
         "idle": sum(row.idle_ns for row in windows),
     }
     return [f"device: {', '.join(f'{name} {percent(ns / whole)}' for name, ns in sums.items() if ns)}"]
+
+
+def _energy(answers: RunAnswers) -> list[str]:
+    """`energy: 40.0 kJ over the run, 400 J a step, 0.0977 J a token (1 GPU)`; nothing where it is not known."""
+    energy = answers.energy
+    if energy is None or energy.run.value is None:
+        return []
+    words = [f"{format_value(energy.run.value, 'J')} over the run"]
+    for figure, what in ((energy.per_step, "step"), (energy.per_token, "token")):
+        if figure.value is not None:
+            words.append(f"{format_value(figure.value, 'J')} a {what}")
+    return [f"energy: {', '.join(words)} ({energy.scope})"]
 
 
 def _out_of_memory(answers: RunAnswers) -> list[str]:
