@@ -139,7 +139,10 @@ class Gpus:
             return
         self._gpus = [Gpu(nvml, self._node, index) for index in range(count)]
         self._running = True
-        self._states.set(now_ns, "gpu", "ok")
+        if count:
+            self._states.set(now_ns, "gpu", "ok")
+        else:
+            self._states.set(now_ns, "gpu", "unsupported", "NVML is there, but it sees no GPU")
 
     def _lose(self, now_ns: int, nvml: Nvml, reason: str) -> None:
         self._running = False

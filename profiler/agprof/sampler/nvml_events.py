@@ -15,7 +15,8 @@ from agprof.sampler.nvml_errors import UNSUPPORTED, DeviceLostError
 from agprof.sampler.states import SECOND_NS, Append, Backoff, States, describe
 
 FIELD = "gpu.events"
-WAIT_MS = 1000
+WAIT_MS = 400
+"""The end of the sampler waits for the wait in progress."""
 EARLY_S = 0.2
 """Waits that return without an event sooner than this are paused by it: drivers may return early at any rate."""
 CLOSE_TIMEOUT_S = 2.0
@@ -117,7 +118,7 @@ class GpuEvents:
         return gpus
 
     def _wait(self, nvml: Nvml, events: Any, gpus: dict[Any, int]) -> bool:
-        """Wait for one event for a second. False when none came."""
+        """Wait for one event for a moment. False when none came."""
         begin_ns = self._clock()
         try:
             data = nvml("nvmlEventSetWait_v2", events, WAIT_MS)

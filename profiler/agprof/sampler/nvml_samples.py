@@ -32,6 +32,8 @@ class Samples:
         device, handle, module = self._device, self._device.handle, self._device.nvml.module
         use = device.probe(now_ns, "utilization", "nvmlDeviceGetUtilizationRates", handle)
         self._fields.read(now_ns)
+        # A tick's time is that of all GPUs, but the last of eight is read a little later, and not always by as much.
+        read_ns = device.nvml.now_ns()
         power_mw, power_kind = self._read_power(now_ns)
         device.say(now_ns, "power_average", [self._average])
         return (
@@ -46,8 +48,8 @@ class Samples:
             None,
             device.read(now_ns, "clock_event_reasons", self._reasons),
             self._average.value,
-            *[link.rate(now_ns, device, self._fields) for link in self._links],
-            *[throttled.change_ns(now_ns, device) for throttled in self._throttled],
+            *[link.rate(read_ns, device, self._fields) for link in self._links],
+            *[throttled.change_ns(read_ns, device) for throttled in self._throttled],
         )
 
     def _read_power(self, now_ns: int) -> tuple[int | None, str | None]:

@@ -247,6 +247,13 @@ def test_no_nvml_is_said_once_and_gives_no_rows() -> None:
     rig.gpus.close()
 
 
+def test_a_driver_without_a_gpu_is_said() -> None:
+    rig = Rig(StandIn(gpus=0))
+    for tier in TIERS:
+        rig.sample(tier)
+    assert rig.states() == [("gpu", "unsupported")]
+
+
 def test_the_call_in_progress_can_be_seen_from_outside() -> None:
     nvml = StandIn()
     rig = Rig(nvml)
