@@ -15,8 +15,8 @@ _UTILISATIONS = {"mfu_full": "MFU", "hfu": "HFU"}
 def terminal_lines(answers: RunAnswers, width: int = 80) -> list[str]:
     """What a run says in a terminal.
 
-    Name, steps, median step, verdict, memory that ran out, MFU and HFU, the device's time, energy, up to three findings with
-    savings, a bar of the phases.
+    Name, steps, median step, verdict, memory that ran out, MFU and HFU, the device's time, energy, up to three findings
+    with savings, a bar of the phases.
 
     No line is wider than `width` (at least 40), and none holds a control character.
     """
