@@ -11,9 +11,12 @@ import sys
 from array import array
 from collections.abc import Sequence
 
-CODES = ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))
+_CODES = ((1, "B"), (2, "H"), (4, "I"), (8, "Q"))
+_HOLDERS = tuple(next(each for each in _CODES if bits <= 8 * each[0]) for bits in range(65))
+"""(bytes, type code) of the array that holds numbers of so many bits."""
 _LOW_4 = bytes(value & 15 for value in range(256))
 _HIGH_4 = bytes(value >> 4 for value in range(256))
+_RAISE_4 = bytes(value << 4 & 255 for value in range(256))
 _PAIRS = tuple(bytes(value >> shift & 3 for value in range(256)) for shift in (0, 2, 4, 6))
 
 
@@ -32,7 +35,7 @@ def put(numbers: Sequence[int], bits: int) -> bytes:
     """The planes of numbers below 2 ** bits; `bits` is even, 2 to 64."""
     if bits == 8:
         return bytes(numbers)
-    width, code = _holder(bits)
+    width, code = _HOLDERS[bits]
     values = array(code, numbers)
     if sys.byteorder == "big":
         values.byteswap()
@@ -52,7 +55,7 @@ def get(data: bytes, count: int, bits: int) -> "Sequence[int]":
     """The numbers back; `data` has exactly `size(count, bits)` bytes."""
     if bits == 8:
         return data
-    width, code = _holder(bits)
+    width, code = _HOLDERS[bits]
     whole, rest = divmod(bits, 8)
     raw = bytearray(count * width)
     for at in range(whole):
@@ -60,20 +63,20 @@ def get(data: bytes, count: int, bits: int) -> "Sequence[int]":
     if rest:
         left = data[whole * count :]
         half = -(-count // 2) if rest & 4 else 0
-        top = _from_halves(left[:half], count) if half else bytes(count)
-        if rest & 2:
-            upper = _from_quarters(left[half:], count)
-            top = bytes([low | high << 4 for low, high in zip(top, upper, strict=True)]) if half else upper
+        if rest == 4:
+            top = _from_halves(left, count)
+        elif rest == 2:
+            top = _from_quarters(left, count)
+        else:
+            low, high = _from_halves(left[:half], count), _from_quarters(left[half:], count).translate(_RAISE_4)
+            # Of bits that do not overlap the sum is the union, and that of all bytes at once.
+            top = (int.from_bytes(low, "little") + int.from_bytes(high, "little")).to_bytes(count, "little")
         raw[whole::width] = top
     values = array(code)
     values.frombytes(bytes(raw))
     if sys.byteorder == "big":
         values.byteswap()
     return values
-
-
-def _holder(bits: int) -> tuple[int, str]:
-    return next((width, code) for width, code in CODES if bits <= 8 * width)
 
 
 def _halves(plane: bytes) -> bytes:
