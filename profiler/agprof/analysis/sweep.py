@@ -19,6 +19,7 @@ _FIGURES = {
     "tokens_per_s": "tokens/s",
     "trainable_share": "ratio",
     "optimizer_state": "bytes",
+    "energy_per_sample": "J",
 }
 UNSEEN = (
     "no collective was seen although there are several ranks: the framework sends from code of its own, as Horovod does"
@@ -54,7 +55,14 @@ def _row(run: SweepRun) -> SweepRow:
         tokens_per_s=_kpi(answers, "tokens_per_s", "tokens/s"),
         trainable_share=trainable_share(answers),
         optimizer_state=_optimizer_state(answers),
+        energy_per_sample=_energy_per_sample(answers),
     )
+
+
+def _energy_per_sample(answers: RunAnswers) -> Figure:
+    if answers.energy is None:
+        return nothing("J", "no GPU was seen, and RAPL could not be read")
+    return answers.energy.per_sample
 
 
 def _kpi(answers: RunAnswers, key: str, unit: str) -> Figure:

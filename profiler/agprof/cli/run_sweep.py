@@ -190,6 +190,7 @@ def _columns(rows: Sequence["SweepRow"]) -> list[tuple[str, list[str]]]:
     def spread(figure: "Figure") -> str:
         return f"{value(figure)} {format_interval(figure)}".rstrip()
 
+    energy = [value(row.energy_per_sample) for row in rows]
     return [
         ("step time", [spread(row.step_time) for row in rows]),
         ("FLOPs/step", [value(row.executed_flops) for row in rows]),
@@ -200,6 +201,7 @@ def _columns(rows: Sequence["SweepRow"]) -> list[tuple[str, list[str]]]:
         ("tokens/s", [value(row.tokens_per_s).removesuffix(" tokens/s") for row in rows]),
         ("trained", [value(row.trainable_share) for row in rows]),
         ("optimizer", [value(row.optimizer_state) for row in rows]),
+        *([("energy/sample", energy)] if any(word != _dash() for word in energy) else []),
         ("exit", ["not run" if row.exit_code is None else str(row.exit_code) for row in rows]),
     ]
 

@@ -42,6 +42,8 @@ class SweepRow:
     trainable_share: Figure
     optimizer_state: Figure
     """Bytes on one rank."""
+    energy_per_sample: Figure
+    """J over the steady steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

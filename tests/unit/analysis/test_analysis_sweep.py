@@ -8,6 +8,7 @@ from agprof.model.answers import RunAnswers
 from agprof.model.figure import Kpi
 from agprof.model.sweep import SweepRun
 from sample_answers import figure, sample_answers
+from sample_energy_answers import energy_answer
 
 
 def run(value: str, answers: RunAnswers | None, exit_code: int | None = 0, problem: str = "") -> SweepRun:
@@ -24,7 +25,8 @@ def test_a_row_holds_the_answers_own_figures() -> None:
         Kpi(key="samples_per_s", label="", figure=rates["samples/s"]),
         Kpi(key="tokens_per_s", label="", figure=rates["tokens/s"]),
     )
-    answers = with_fact(dataclasses.replace(sample_answers(), kpis=kpis), "optimizer.state_bytes", "4096")
+    sample = dataclasses.replace(sample_answers(), kpis=kpis, energy=energy_answer(2))
+    answers = with_fact(sample, "optimizer.state_bytes", "4096")
     table = tabulate(["args.framework"], [run("ddp", answers)])
     (row,) = table.rows
     assert (table.keys, row.values, row.exit_code) == (("args.framework",), ("ddp",), 0)
@@ -35,6 +37,8 @@ def test_a_row_holds_the_answers_own_figures() -> None:
     assert row.memory_peak == answers.memory.peak
     assert (row.samples_per_s, row.tokens_per_s) == (rates["samples/s"], rates["tokens/s"])
     assert row.optimizer_state.value == 4096
+    assert answers.energy is not None
+    assert row.energy_per_sample == answers.energy.per_sample
 
 
 def test_the_trainable_share_is_of_all_parameters() -> None:
@@ -53,6 +57,7 @@ def test_what_was_not_measured_is_none_and_never_zero() -> None:
     assert unseen.communication_bytes.value is unseen.communication_exposed.value is None
     assert unseen.communication_bytes.reason == UNSEEN
     assert any("Horovod" in note for note in table.notes)
+    assert seen.energy_per_sample.reason == "no GPU was seen, and RAPL could not be read"
     assert seen.optimizer_state.value is None
     assert seen.optimizer_state.reason
 
