@@ -182,7 +182,7 @@ class SystemRun:
         for node in range(self.nodes):
             for gpu in range(self.gpus):
                 self.add(
-                    "gpus", node=node, gpu=gpu, uuid=f"GPU-{node}{gpu}", name="NVIDIA H100", power_limit_mw=LIMIT_MW,
+                    "gpus", node=node, gpu=gpu, uuid=uuid_of(node, gpu), name="NVIDIA H100", power_limit_mw=LIMIT_MW,
                     memory_total_bytes=MEMORY_TOTAL, architecture="hopper", sm_clock_max_mhz=SM_CLOCK_MAX_MHZ,
                     power_limit_default_mw=LIMIT_MW, pci_bus_id=f"00000000:{gpu:02X}:00.0",
                 )  # fmt: skip
@@ -213,7 +213,7 @@ class SystemRun:
         if self.gpus:
             for rank in ranks:
                 node, local = divmod(rank, self.per_node)
-                for key, value in (("device.type", '"cuda"'), ("device.uuid", f'"GPU-{node}{local % self.gpus}"')):
+                for key, value in (("device.type", '"cuda"'), ("device.uuid", f'"{uuid_of(node, local % self.gpus)}"')):
                     self.add("facts", rank=rank, key=key, value=value)
 
     def _streams(self) -> list[Stream]:
@@ -236,6 +236,10 @@ class SystemRun:
             for attempt, began in enumerate(attempts)
         ]  # fmt: skip
         return [*(ranks if self.steps else []), *nodes]
+
+
+def uuid_of(node: int, gpu: int) -> str:
+    return f"GPU-{node:04x}{gpu:04x}-4a1c-9d2e-77aa-0123456789ab"
 
 
 def in_seconds(begin_s: float, end_s: float) -> pl.Expr:

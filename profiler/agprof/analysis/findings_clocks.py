@@ -221,7 +221,7 @@ def _raise_limit(row: GpuRow, default_mw: int | None) -> str:
 
 
 def slow_clock(evidence: Evidence) -> Finding | None:
-    """One GPU runs at a lower clock than others of its kind that work as it does, and neither heat nor hardware does it.
+    """One GPU runs at a lower clock than others of its kind that work as it does, and it is not heat nor the hardware.
 
     These two have findings of their own.
     """

@@ -46,9 +46,12 @@ PROCESS = (
     Source("rss_bytes", "RSS", "bytes"),
     Source("pss_bytes", "PSS", "bytes", sparse=True),
     Source("cpu_wait_ratio", "CPU wait", "ratio"),
+)
+LOADERS = (
     Source("loader_cpu_cores", "loaders CPU", "cores"),
     Source("loaders", "loaders", "1"),
 )
+"""Of the rows of a rank's children only."""
 HOST = (
     Source("cpu_ratio", "host CPU", "ratio"),
     Source("iowait_ratio", "iowait", "ratio"),
@@ -124,7 +127,10 @@ def _all_series(view: View) -> Iterator[Series]:
     yield Series(rows=samples, keys=("gpu",), sources=gpu)
     yield Series(rows=activity, keys=("gpu",), sources=(*GPU_ACTIVITY, *(() if counted else GPU_PCIE)))
     yield Series(rows=states, keys=("gpu",), sources=GPU_STATES)
-    yield Series(rows=on_axis(view, "process_samples", "rank", "role"), keys=("rank", "role"), sources=PROCESS)
+    processes = on_axis(view, "process_samples", "rank", "role")
+    yield Series(rows=processes, keys=("rank", "role"), sources=PROCESS)
+    loaders = processes.filter((pl.col("role") == "worker") & (pl.col("loaders").max().over("node", "rank") > 0))
+    yield Series(rows=loaders, keys=("rank", "role"), sources=LOADERS)
     yield Series(rows=on_axis(view, "host_samples"), keys=(), sources=HOST)
     yield Series(rows=_busy_interfaces(view), keys=("interface",), sources=INTERFACE)
 
@@ -184,7 +190,7 @@ def _curve(owner: dict[str, object], source: Source, points: Points, several: bo
     rank, gpu = owner.get("rank"), owner.get("gpu")
     if "role" in owner:
         who = "command" if rank is None else f"rank {rank}"
-        middle = "" if owner["role"] == "rank" or source.label.startswith("loaders") else "workers "
+        middle = "" if owner["role"] == "rank" or source in LOADERS else "workers "
         label = f"{who} {middle}{source.label}"
     elif "gpu" in owner:
         label = f"{prefix(several, node)}GPU {gpu} {source.label}"

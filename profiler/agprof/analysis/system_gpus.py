@@ -88,13 +88,18 @@ def _rows(frame: pl.DataFrame) -> dict[tuple[int, int], Values]:
 def _mean(name: str, value: pl.Expr | None = None, weight: pl.Expr | None = None) -> list[pl.Expr]:
     """Mean, percentiles and count of a column, as `name`, `name low`, `name high`, `name n`."""
     column = pl.col(name) if value is None else value
-    mean = column.mean() if weight is None else (column * weight).sum() / weight.filter(column.is_not_null()).sum()
+    mean = column.mean() if weight is None else _weighted(column, weight)
     return [
         mean.alias(name),
         column.quantile(0.05).alias(f"{name} low"),
         column.quantile(0.95).alias(f"{name} high"),
         column.count().alias(f"{name} n"),
     ]
+
+
+def _weighted(column: pl.Expr, weight: pl.Expr) -> pl.Expr:
+    total = weight.filter(column.is_not_null()).sum()
+    return pl.when(total > 0).then((column * weight).sum() / total)
 
 
 def _both_ways(name: str) -> pl.Expr:
