@@ -1,8 +1,8 @@
 """The sampler's GPU parts on the fake NVML, in this process and on one clock that the test sets."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,10 @@ class Rig:
     def said(self, field: str) -> list[tuple[str, str]]:
         """(state, reason) of each row about a field, in order."""
         return [(row["state"], row["reason"]) for row in self.rows("sampler_state", field=field)]
+
+
+RigMaker = Callable[..., AbstractContextManager[Rig]]
+"""The fixture `rig` of the sampler's tests: `rig_of` with the fake and a folder filled in."""
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from agprof.sampler.nvml_calls import Nvml, text
 from agprof.sampler.nvml_device import Nature
+from agprof.sampler.nvml_errors import UNKNOWN, UNSUPPORTED
 from agprof.sampler.nvml_states import NOT_AVAILABLE
 
 ARCHITECTURES = {
@@ -114,11 +115,21 @@ def _capability(nature: Nature) -> str | None:
 
 
 def _links_up(nvml: Nvml, handle: Any) -> int | None:
-    up = None
+    """Links that are up; None for a GPU without any, and where some could not be asked.
+
+    A number that the GPU has no link for is an invalid argument or not supported, and so are all above it: one that
+    fails below one that answers would make the count wrong.
+    """
+    answers: list[bool | None] = []
     for link in range(nvml.module.NVML_NVLINK_MAX_LINKS):
-        active = nvml.optional("nvmlDeviceGetNvLinkState", handle, link)
-        if active is None:
-            # The first number that the GPU has no link for, or a GPU without NVLink.
-            break
-        up = (up or 0) + (1 if active else 0)
-    return up
+        try:
+            answers.append(bool(nvml("nvmlDeviceGetNvLinkState", handle, link)))
+        except Exception as error:
+            code = nvml.codes.of(error)
+            if code not in UNSUPPORTED:
+                if code != UNKNOWN:
+                    nvml.judge(error)
+                return None
+            answers.append(None)
+    links = [answer for answer in answers if answer is not None]
+    return sum(links) if links and None not in answers[: len(links)] else None

@@ -1,78 +1,33 @@
 """The fault table: what goes wrong under the sampler, and what its rows say then. The rule of all rows: what could not
 be read is None with a reason in `sampler_state`, everything else goes on, and no 0 stands for a value.
 
-    row   fault                                                          tested in
-    F4    the sampler is killed, stopped, crashes, hangs                 tests/unit/launch (its restart)
-    F8    NVML: no library, init fails, GPU lost, fields not supported,
-          a call that hangs, a look-alike, resets, wraps, old drivers,
-          each call failing once                                         here, and test_fault_table_process.py
+    row   fault                                              tested in
+    F4    the sampler is killed, stopped, crashes, hangs     tests/unit/launch: its supervisor starts it again
+    F8    NVML: a field or call is not supported             here
+          a value that is none in the shape of a number      here
+          init fails, a GPU or the library is lost           test_fault_table_loss.py
+          energy begins anew, counters wrap or begin anew    test_fault_table_counters.py
+          a driver without the newer calls                   test_fault_table_counters.py
+          a call that hangs 60 s; each XID once              test_fault_table_threads.py
+          the n-th call fails, for every n                   test_fault_table_each_call.py
+          no library, a look-alike that exits, a hung call
+          when the job ends, all in the real process         test_fault_table_process.py
     F9    container: pids of the host, no permissions, MIG,
-          CUDA_VISIBLE_DEVICES in every form                             test_gpu_mapping.py, test_gpu_memory.py
-    F11   fork, spawn, execv, daemons, descriptors                       test_families.py, test_processes.py
+          CUDA_VISIBLE_DEVICES in every form                 test_fault_gpu_mapping.py, test_nvml_mig.py
+    F11   fork, spawn, execv, daemons, descriptors           test_families.py, test_processes.py
 
-Here the sampler's GPU parts run in this process on the fake NVML, on a clock that the test sets. What needs a process
-of its own is in test_fault_table_process.py.
+The sampler's GPU parts run in this process on the fake NVML, on a clock that the test sets.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fakes.nvml.build import FakeNvml
-from nvml_rig import Rig, Row, rig_of
+from busy_gpu import KIB, busy, rows_of, run_session
+from nvml_rig import RigMaker, Row
 from nvml_scenario import GPM_METRICS, H100, MIB, Scenario
-
-KIB = 1024
-PCIE_BYTES_PER_S = {197: 3_000_000_000, 198: 7_000_000_000}
-NVLINK_KIB_PER_S = {138: 50_000_000, 139: 40_000_000}
-THROTTLED_NS_PER_S = {74: 250_000_000, 77: 1_000_000, 271: 2_000_000, 75: 125_000_000, 269: 3_000_000, 270: 4_000_000,
-                      76: 62_500_000, 79: 5_000_000}  # fmt: skip
-TIMES_S = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
-"""Of the fast tier; medium and slow sample at the first, the sixth and the last."""
-RigMaker = Callable[..., AbstractContextManager[Rig]]
-
-
-def busy(gpus: int = 1, without: tuple[str, ...] = ()) -> Scenario:
-    """A GPU of which no value is 0, so that one that is shown as 0 was not read."""
-    scenario = Scenario(H100, gpus=gpus, without=without)
-
-    def at(**fields: float) -> None:
-        scenario.at(0, "*", **{name: value for name, value in fields.items() if name not in without})
-
-    at(
-        utilization_percent=97, memory_utilization_percent=41, power_instant_mw=612_345, power_usage_mw=598_000,
-        power_average_mw=601_000, sm_clock_mhz=1755, memory_clock_mhz=2619, event_reasons=4, temperature_c=63,
-        memory_temperature_c=71, memory_used_bytes=61_440 * MIB, ecc_corrected=12, ecc_uncorrected=1,
-        remapped_corrected=2, remapped_uncorrected=1, remap_pending=1, remap_failed=1,
-        **{f"gpm_{number}": 11 * (place + 1) for place, number in enumerate(GPM_METRICS)}, gpm_20=800, gpm_21=900,
-    )  # fmt: skip
-    if "energy_mj" not in without:
-        scenario.at(0, "*", energy_mj=5_000_000)
-        scenario.integral(0, "*", energy_mj="power_instant_mw")
-    growing = {**PCIE_BYTES_PER_S, **NVLINK_KIB_PER_S, **THROTTLED_NS_PER_S}
-    for number, per_s in growing.items():
-        if f"field_{number}" not in without:
-            scenario.at(0, "*", **{f"field_{number}": 1_000_000})
-            scenario.grow(0, "*", **{f"field_{number}": per_s})
-    for gpu in range(gpus):
-        scenario.process(gpu, 4_000_000_000 + gpu, 60_000 * MIB)
-    return scenario
-
-
-def run_session(rig: Rig) -> None:
-    for number, time_s in enumerate(TIMES_S):
-        rig.sample(time_s, "fast")
-        if number in (0, 5, 6):
-            rig.sample(time_s, "medium", "slow")
-
-
-@pytest.fixture
-def rig(fake_nvml: FakeNvml, tmp_path: Path) -> RigMaker:
-    return lambda scenario, **options: rig_of(fake_nvml, scenario, tmp_path, **options)
-
 
 # --- the whole of it, without a fault: closed forms
 
@@ -185,6 +140,8 @@ NOT_SUPPORTED: dict[str, tuple[Callable[[], Scenario], str, tuple[str, ...], str
         f"GPM metric {number}": (not_given(f"gpm_{number}"), "gpu_activity", (f"{name}_ratio",), f"activity.{name}")
         for number, name in GPM_METRICS.items()
     },
+    "GPM metric 20": (not_given("gpm_20"), "gpu_activity", ("pcie_sent_bytes_per_s",), "activity.pcie_sent"),
+    "GPM metric 21": (not_given("gpm_21"), "gpu_activity", ("pcie_received_bytes_per_s",), "activity.pcie_received"),
 }  # fmt: skip
 # These have another way: what the fallback gives.
 FALLBACKS: dict[str, tuple[Callable[[], Scenario], dict[str, Any]]] = {
@@ -220,17 +177,6 @@ OTHER_CALLS = {
     "nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleGet", "nvmlGpmMetricsGet", "nvmlGpmSampleFree",
     "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v3",
 }  # fmt: skip
-
-
-def rows_of(rig: Rig) -> dict[str, list[Row]]:
-    return {table: rig.rows(table) for table in rig.tables()}
-
-
-@pytest.fixture
-def healthy(rig: RigMaker) -> dict[str, list[Row]]:
-    with rig(busy()) as found:
-        run_session(found)
-        return rows_of(found)
 
 
 def assert_same_but(
@@ -340,3 +286,38 @@ def test_one_batch_per_gpu_and_tick(rig: RigMaker, tmp_path: Path) -> None:
         assert calls.count("nvmlDeviceGetFieldValues") == 1
         assert len(calls) == 5  # utilization, the batch, two clocks, event reasons
     assert len(lines) == 8 * 5
+
+
+# --- values that are none
+
+
+@pytest.mark.parametrize(
+    ("fields", "table", "columns", "field"),
+    [
+        ({"power_instant_mw": 2**32 - 1}, "gpu_samples", {"power_mw": 598_000, "power_kind": "average_1s"}, None),
+        ({"power_average_mw": 2**32 - 1}, "gpu_samples", {"power_average_mw": None}, "power_average"),
+        ({"field_197": 2**64 - 1}, "gpu_samples", {"pcie_sent_bytes_per_s": None}, "pcie_sent"),
+        ({"memory_temperature_c": 0}, "gpu_states", {"memory_temperature_c": None}, "memory_temperature"),
+        ({"gpm_5": 4e9}, "gpu_activity", {"tensor_ratio": None}, "activity.tensor"),
+    ],
+)
+def test_not_available_in_the_shape_of_a_number_is_none(
+    rig: RigMaker,
+    healthy: dict[str, list[Row]],
+    fields: dict[str, float],
+    table: str,
+    columns: dict[str, Any],
+    field: str | None,
+) -> None:
+    scenario = busy()
+    scenario.grow(0, "*", energy_mj=612_345)
+    scenario.at(0, "*", **fields)
+    for row in healthy[table]:
+        row |= {column: value for column, value in columns.items() if row[column] is not None}
+    with rig(scenario) as found:
+        run_session(found)
+        assert rows_of(found)[table] == healthy[table]
+        if field is not None:
+            ((state, reason),) = found.said(f"gpu.0.{field}")
+            assert state in ("retry", "unsupported")
+            assert reason
