@@ -10,6 +10,7 @@ from agprof.model.answers import (
     CommunicationAnswer,
     Finding,
     Identity,
+    PhaseLine,
     Quality,
     RangeRow,
     RankPhases,
@@ -21,12 +22,13 @@ from agprof.model.answers import (
     UnseenRow,
     Verdict,
 )
-from agprof.model.figure import Curve, Figure, Kpi
-from agprof.model.system_answers import SystemAnswer
+from agprof.model.figure import Figure, Kpi
 from sample_compute_answers import cpu_compute, hostile_compute, no_compute
+from sample_energy_answers import energy_answer, hostile_energy
 from sample_figures import MIB, MS, figure, missing
 from sample_memory_answers import curves as memory_curves
 from sample_memory_answers import hostile_memory, memory_answer
+from sample_system_answers import cpu_system, gpu_system, hostile_system, times
 
 PARTS_MS = {
     "data": 18.0,
@@ -101,11 +103,12 @@ def sample_answers(ranks: int = 2, steps: int = 50, seed: int = 7) -> RunAnswers
             )
             if steps
             else (),
+            phase_line=_phase_line(rows) if steps else None,
         ),
         communication=_communication(ranks, steps, communication_ns, step_ns),
         compute=cpu_compute(ranks) if steps > 4 else no_compute(),
-        memory=memory_answer(ranks, memory_curves(rng, ranks, _times(end_ns, 90 * MS))),
-        system=_system(rng, ranks, end_ns),
+        memory=memory_answer(ranks, memory_curves(rng, ranks, times(end_ns, 90 * MS))),
+        system=cpu_system(rng, ranks, end_ns),
         ranks=tuple(
             RankRow(
                 rank=rank,
@@ -232,6 +235,27 @@ def _timeline(ranks: int, rows: list[StepRow]) -> tuple[TimelineSpan, ...]:
     return tuple(spans)
 
 
+def _phase_line(rows: tuple[StepRow, ...]) -> PhaseLine:
+    """Rank 0 stands in collectives within backward."""
+    names = ("data", "forward", "backward", "optimizer")
+    spans = []
+    for row in rows:
+        at = row.start_ns
+        for index, name in enumerate(names if row.rank == 0 else ()):
+            long = row.parts_ns[name] + (row.parts_ns["communication"] if name == "backward" else 0)
+            spans.append((index, at, long))
+            at += long
+    phase, start_ns, duration_ns = zip(*spans, strict=True)
+    return PhaseLine(rank=0, names=names, phase=phase, start_ns=start_ns, duration_ns=duration_ns)
+
+
+def gpu_answers(gpus: int = 8, steps: int = 50) -> RunAnswers:
+    """The sample on GPUs of one node, with energy."""
+    answers = sample_answers(gpus, steps)
+    end_ns = max((row.start_ns + row.duration_ns for row in answers.time.steps), default=20_000 * MS)
+    return replace(answers, system=gpu_system(gpus, end_ns), energy=energy_answer(gpus))
+
+
 def _findings() -> tuple[Finding, ...]:
     return (
         Finding(
@@ -335,35 +359,6 @@ def _collective(
     )
 
 
-def _times(end_ns: int, period_ns: int) -> tuple[int, ...]:
-    count = max(2, min(2_000, end_ns // period_ns))
-    return tuple(end_ns * index // (count - 1) for index in range(count))
-
-
-def _system(rng: random.Random, ranks: int, end_ns: int) -> SystemAnswer:
-    times = _times(end_ns, 500 * MS)
-    curves = []
-    for rank in range(ranks):
-        cpu = tuple(0.92 + 0.05 * rng.random() for _ in times)
-        rss = tuple((1_200 + 60 * (rank == 1) + 20 * rng.random()) * MIB for _ in times)
-        curves.append(Curve(label=f"rank {rank} CPU", unit="1", x_ns=times, y=cpu, rank=rank))
-        curves.append(Curve(label=f"rank {rank} RSS", unit="bytes", x_ns=times, y=rss, rank=rank))
-    host = tuple(None if 3 < index < 6 else 0.9 + 0.1 * rng.random() for index, _ in enumerate(times))
-    network = tuple(1.3e8 * (1 + 0.3 * rng.random()) for _ in times)
-    curves.append(Curve(label="host CPU", unit="ratio", x_ns=times, y=host, node=0))
-    curves.append(Curve(label="network sent", unit="bytes/s", x_ns=times, y=tuple(v / 40 for v in network), node=0))
-    curves.append(Curve(label="loopback", unit="bytes/s", x_ns=times, y=network, node=0))
-    return SystemAnswer(
-        sentence="The host's cores are 95.1 % busy; ranks use 0.94 cores each, and loopback carries 147 MB/s.",
-        curves=tuple(curves),
-        figures=(
-            Kpi(key="host_cpu", label="host CPU", figure=figure(0.951, "ratio", n=40), note="mean, 2 cores"),
-            Kpi(key="rank_cpu", label="CPU per rank", figure=figure(0.94, "1", n=80), note="cores"),
-            Kpi(key="gpu", label="GPU utilization", figure=missing("ratio", "no GPU on this node"), note=""),
-        ),
-    )
-
-
 HOSTILE = (
     "</script><img src=x onerror=\"document.title='PWNED'\"><script>document.title='PWNED'</script>"
     "\u2028\u202e\x00{{7*7}}%{x}<a href=\"javascript:document.title='PWNED'\">x</a>"
@@ -400,7 +395,8 @@ def hostile_answers(name: str = HOSTILE) -> RunAnswers:
         ),
         compute=hostile_compute(name),
         memory=hostile_memory(name, answers.memory.curves),
-        system=replace(answers.system, curves=rename(answers.system.curves, label=name)),
+        system=hostile_system(name),
+        energy=hostile_energy(name),
         ranks=rename(answers.ranks, host=name, device=name, ended=name, last_phase=name),
         configuration=((name, name), ("key", name)),
         quality=replace(answers.quality, problems=(name,), notes=(name,)),

@@ -29,6 +29,8 @@ class Field(Generic[T]):
     code: bool = False
     fold: bool = False
     """Long texts are shown shortened, whole on demand: names of kernels."""
+    base_unit: str = ""
+    """Unit of the values of cells that print units of their own; with `unit` empty."""
 
 
 def table(
@@ -50,7 +52,9 @@ def table(
             columns.append(Column(label=field.label, unit="", base_unit=field.unit, source=field.source, tip=field.tip))
             filled.append([_mixed(value, number, field.unit) for value, number in zip(values, numbers, strict=True)])
             continue
-        columns.append(Column(label=field.label, unit=unit, source=field.source, tip=field.tip))
+        columns.append(
+            Column(label=field.label, unit=unit, base_unit=field.base_unit, source=field.source, tip=field.tip)
+        )
         filled.append([_cell(value, divisor, exact=field.unit == "1") for value in values])
     rows = tuple(zip(*filled, strict=True)) if items else ()
     chosen = next((i for i, field in enumerate(fields) if filter_by and field.label == filter_by), None)

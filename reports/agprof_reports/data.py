@@ -23,6 +23,8 @@ class Most:
     """Rows of the table of steps."""
     modules: int = 400
     """Rows of the table of modules."""
+    points: int = 400
+    """Of one GPU's row in a chart over the run; lines of plain charts of GPU and host have twice as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,3 +219,7 @@ class Page:
     agprof_version: str
     urgent: tuple[Section, ...] = ()
     """What comes before the findings: memory ran out."""
+    first_title: str = "Verdict"
+    """Of the first section in the list of sections."""
+    moments: Spec | None = None
+    """Steps and phases at each moment, for the heads of hovers: moments.py."""

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-PACK_FROM = 16_384
+PACK_FROM = 4_096
 """Bytes of JSON from which on it is compressed."""
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

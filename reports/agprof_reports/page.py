@@ -7,16 +7,16 @@ from statistics import median
 from agprof.model.answers import Finding, RunAnswers
 from agprof.model.figure import Kpi
 from agprof.model.format import format_value
-from agprof_reports import compute, memory, oom, rlhf, tables, trace
+from agprof_reports import compute, energy, memory, monitor, oom, rlhf, system, tables, trace
 from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
-from agprof_reports.charts.system import system_curves, undrawn_curves
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
 from agprof_reports.charts.trace_time import PARTS, parts_of
 from agprof_reports.data import Bar, Card, FindingCard, Most, Page, Section
 from agprof_reports.figures import SOURCES, card, cards, shown
+from agprof_reports.moments import moments
 from agprof_reports.tables import StepGroup
 from agprof_reports.text import scale, with_unit
 
@@ -25,7 +25,7 @@ TITLES = {
     "communication": "Communication",
     "compute": "Compute",
     "memory": "Memory",
-    "system": "System",
+    system.KEY: system.TITLE,
     "ranks": "Ranks",
     "configuration": "Configuration",
     "quality": "Method and data quality",
@@ -61,7 +61,7 @@ def build(answers: RunAnswers, *, most: Most | None = None) -> Page:
     run = run_span(answers.time, (*answers.memory.curves, *answers.system.curves))
     out_of_memory = oom.section(answers.memory, groups, run)
     bar, unit, bar_title, legend = _device_bar(answers) or _step_bar(answers)
-    return Page(
+    page = Page(
         title=identity.name,
         subtitle=identity.description,
         run_id=identity.run_id,
@@ -93,14 +93,17 @@ def build(answers: RunAnswers, *, most: Most | None = None) -> Page:
             compute.section(answers.compute, most.modules),
             *((trace.section(answers.trace, most.slices),) if answers.trace is not None else ()),
             memory.section(answers.memory, answers.time, groups, run),
-            _system(answers, groups, run),
+            system.section(answers.system, groups, run, _kpis(answers.system.figures, answers), most.points),
+            *((energy.section(answers.energy),) if answers.energy is not None else ()),
             _ranks(answers, groups),
             _configuration(answers),
             _quality(answers),
         ),
         agprof_version=answers.agprof_version,
         urgent=(out_of_memory,) if out_of_memory is not None else (),
+        moments=moments(answers.time),
     )
+    return monitor.without_steps(page, answers) if monitor.is_monitored(answers) else page
 
 
 def _kpis(kpis: Sequence[Kpi], answers: RunAnswers) -> tuple[Card, ...]:
@@ -190,6 +193,7 @@ def _findings(answers: RunAnswers) -> tuple[FindingCard, ...]:
     titles = {
         **TITLES,
         **({trace.KEY: trace.TITLE} if answers.trace is not None else {}),
+        **({energy.KEY: energy.TITLE} if answers.energy is not None else {}),
         **({oom.KEY: oom.TITLE} if answers.memory.oom is not None else {}),
     }
     found = []
@@ -275,18 +279,6 @@ def _communication(answers: RunAnswers) -> Section:
         charts=(collectives(found),) if found.rows else (),
         tables=tuple(shown_tables),
         lines=tuple(lines),
-    )
-
-
-def _system(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span) -> Section:
-    found = answers.system
-    return Section(
-        key="system",
-        title=TITLES["system"],
-        sentence=found.sentence or "The sampler left no sample.",
-        cards=_kpis(found.figures, answers),
-        lines=tuple(("", sentence) for sentence in undrawn_curves(found)),
-        charts=system_curves(found, groups, run),
     )
 
 

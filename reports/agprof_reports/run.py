@@ -21,22 +21,25 @@ _PERCENT = re.compile(r"(\d) %")
 _SLICE_BYTES = 4
 """What a slice of a time line takes in the page, at least."""
 _LEAST_SLICES = 3_000
-_FEWER_STEPS, _FEWER_MODULES = 300, 150
-"""Rows of the longest tables, in a page that would be too large."""
+_FEWER_STEPS, _FEWER_MODULES, _FEWER_POINTS, _LEAST_POINTS = 300, 150, 150, 60
+"""Rows of the longest tables and points of GPUs' rows, in a page that would be too large."""
 
 
 def render(answers: RunAnswers) -> bytes:
     """Return the report as one HTML file. The same answers give the same bytes.
 
-    A page that would be too large carries fewer rows of its longest tables, then fewer slices of the trace's time
-    line, and says so.
+    A page that would be too large carries fewer rows of its longest tables and fewer points of GPUs' curves, then fewer
+    slices of the trace's time line, and says so.
     """
     timeline = answers.trace.timeline if answers.trace is not None else None
     slices = sum(len(lane.start_ns) for lane in timeline.lanes) if timeline is not None else 0
     most = Most()
     html = render_page(build(answers))
     if len(html) > LIMIT_BYTES:
-        most = replace(most, steps=_FEWER_STEPS, modules=_FEWER_MODULES)
+        most = replace(most, steps=_FEWER_STEPS, modules=_FEWER_MODULES, points=_FEWER_POINTS)
+        html = render_page(build(answers, most=most))
+    if len(html) > LIMIT_BYTES and answers.system.curves:
+        most = replace(most, points=_LEAST_POINTS)
         html = render_page(build(answers, most=most))
     while len(html) > LIMIT_BYTES and min(most.slices, slices) > _LEAST_SLICES:
         kept = min(most.slices, slices) - (len(html) - LIMIT_BYTES) // _SLICE_BYTES - 1
@@ -57,7 +60,7 @@ def render_page(page: Page) -> bytes:
     parts = [part for section in sections for part in section.parts]
     has_traces = any(section.key == trace.KEY for section in sections)
     has_slices = any(part.slices for part in parts)
-    script = "".join(embed.asset(name) for name in ("report.js", *(_TIMELINE if has_slices else ())))
+    script = "".join(embed.asset(name) for name in ("moments.js", "report.js", *(_TIMELINE if has_slices else ())))
     style = embed.asset("report.css") + (embed.asset("trace.css") if has_traces else "")
     plotly_packed, plotly_hash = embed.plotly()
     policy = (

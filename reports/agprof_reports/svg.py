@@ -26,6 +26,8 @@ _STROKES = {
     "buffers": "M0 6L6 0",
     "fragmentation": "M0 6L6 0",
     "inputs": "M0 6L6 0M0 0L6 6",
+    "tenant": "M0 6L6 0M0 0L6 6",
+    "reserved": "M2 3L4 3",
     "unexplained": "M0 6L6 0",
     "excess": "M0 6L6 0",
 }

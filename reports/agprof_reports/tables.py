@@ -20,6 +20,10 @@ from agprof.model.figure import Curve
 from agprof.model.memory_answers import RankMemory
 from agprof_reports.columns import Field, evenly, table
 from agprof_reports.data import Cell, Most, Table
+from agprof_reports.text import clean
+
+_CURVE = 120
+"""Longest name of a curve, in characters."""
 
 
 def phases(ranks: Sequence[RankPhases], names: Sequence[str]) -> Table:
@@ -221,7 +225,7 @@ def curves(key: str, caption: str, items: Sequence[Curve]) -> Table:
         caption,
         items,
         [
-            Field(label="curve", get=lambda c: c.label),
+            Field(label="curve", get=lambda c: clean(c.label, _CURVE)),
             Field(label="samples", get=lambda c: len(known(c)), unit="1", source="counted"),
             Field(label="gaps", get=lambda c: len(c.y) - len(known(c)), unit="1", source="counted"),
             Field(label="lowest", get=lambda c: min(known(c), default=None), unit=unit, source="measured"),

@@ -1,4 +1,3 @@
-"use strict";
 // The page reads without this script; it adds charts, tips, tables that sort and search, and the switch of colours.
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
@@ -242,8 +241,20 @@
       layout.yaxis = merged({ tickfont: { size: 11 } }, layout.yaxis);
     }
     if (range && axisOf(plot) === "run") layout.xaxis = { ...layout.xaxis, range: [...range], autorange: false };
-    if (layout.yaxis2) layout.yaxis2 = merged(axis, layout.yaxis2);
+    for (const key of Object.keys(layout)) if (/^yaxis\d+$/.test(key)) layout[key] = merged(merged(axis, { tickfont: { size: narrow ? 11 : 12 } }), layout[key]);
     return coloured({ data: spec.data, layout }, look);
+  };
+
+  // Over the run a hover's head says the time under the pointer, and which step and phase lie there.
+  const headOf = (plot) => (event) => {
+    const axisNow = plot._fullLayout?.xaxis, area = $(".nsewdrag", plot);
+    if (!axisNow || !area || event.clientX === undefined) return;
+    const at = axisNow.p2d(event.clientX - area.getBoundingClientRect().left), words = agprofMoments.words(at);
+    if (words) axisNow.unifiedhovertitle = { text: `${Number(at.toPrecision(5))} s · ${words}` };
+  };
+  const readMoments = async () => {
+    const element = $("#moments");
+    if (element) agprofMoments.read(element.type === "text/plain" ? await unpack(element.textContent) : element.textContent);
   };
 
   const wholeOf = (plot) => specs.get(plot).layout.xaxis.range;
@@ -309,6 +320,7 @@
     plot.dataset.drawn = "1";
     plot.addEventListener("keydown", (event) => keys(plot, event));
     if (axisOf(plot) === "run") {
+      plot.on("plotly_beforehover", headOf(plot));
       plot.on("plotly_relayout", (update) => {
         if (plot.dataset.following) return;
         const low = update["xaxis.range[0]"] ?? update["xaxis.range"]?.[0];
@@ -327,7 +339,7 @@
   const redrawAll = () => { for (const plot of drawn) draw(plot); };
 
   // Charts are drawn one after another, when they come near the window.
-  let queue = Promise.resolve();
+  let queue = readMoments();
   const pause = () => new Promise((resume) => { setTimeout(resume, 0); });
   const enqueue = (plot) => {
     queue = queue

@@ -22,12 +22,14 @@ from agprof_reports.charts.pieces import (
     step_marks,
     time_axis,
 )
-from agprof_reports.data import Chart, Table
+from agprof_reports.data import Chart, Spec
 from agprof_reports.tables import StepGroup
-from agprof_reports.text import label, scale
+from agprof_reports.text import clean, label, scale
 
 DRAWN_POINTS = 800
-_OWNER = re.compile(r"^(?:(?:rank|node|GPU) \d+(?: |$))+")
+TITLE = 120
+"""Longest title of a chart, in characters."""
+_OWNER = re.compile(r"^(?:(?:rank|node|GPU|core) \d+(?: |$))+")
 _GPU = re.compile(r"^(?:node \d+ )?GPU \d+ ")
 
 
@@ -62,7 +64,7 @@ def _owner(curve: Curve) -> str:
     if found is None:
         return curve.label
     owner = found.group().strip()
-    return owner.replace("node ", "n") if " GPU " in owner else owner
+    return owner.replace("node ", "n") if " GPU " in owner or " core " in owner else owner
 
 
 def curves_chart(
@@ -74,17 +76,22 @@ def curves_chart(
     height: int,
     *,
     titled: bool = True,
+    whole: float | None = None,
+    below: float = 0.0,
+    points: int = DRAWN_POINTS,
 ) -> Chart:
+    """`whole` is the top of the scale in the curves' unit; `below` the share of the scale left free under zero."""
     unit_of = curves[0].unit if curves else "1"
     divisor, unit = scale((y for curve in curves for y in curve.y), unit_of)
-    table = tables.curves(f"table-{key}", title, curves)
     if len(curves) > DIRECT_LABELS:
-        return _heat(key, title, curves, (divisor, unit), run, table, titled=titled)
+        return heat_chart(key, title, curves, run, titled=titled, whole=whole)
     marks = step_marks(groups, named=False)
-    drawn = [thin(curve, 1e9, divisor) for curve in curves]
+    title = clean(title, TITLE)
+    drawn = [thin(curve, 1e9, divisor, most=points) for curve in curves]
     top = max((y for points in drawn for _, y in points if y is not None), default=0.0) * 1.1 or 1.0
+    top = whole / divisor if whole else top
     low = min((y for points in drawn for _, y in points if y is not None), default=0.0)
-    span = [min(low * 1.1, 0.0), top]
+    span = [min(low * 1.1, -below * top), top]
     data = [
         {
             "type": "scatter",
@@ -115,31 +122,44 @@ def curves_chart(
             "data": data,
             "layout": {
                 "xaxis": time_axis(run, titled=titled),
-                "yaxis": {"range": span, "fixedrange": True, "nticks": 5},
+                "yaxis": {"range": span, "fixedrange": True, **_ticks(span, below)},
                 "shapes": marks["shapes"],
                 "annotations": direct,
                 "margin": RUN_MARGIN if titled else {**RUN_MARGIN, "b": 24},
             },
         },
-        table=table,
-        note=f"Drawn with the lowest and highest of every {len(curves[0].x_ns) * 2 // DRAWN_POINTS + 1} samples."
+        table=tables.curves(f"table-{key}", title, curves),
+        note=f"Drawn with the lowest and highest of every {len(curves[0].x_ns) * 2 // points + 1} samples."
         if cut
         else "",
         axis="run",
     )
 
 
-def _heat(
+def _ticks(span: Sequence[float], below: float) -> Spec:
+    """Where something else stands under zero, the scale has no figures there."""
+    if not below:
+        return {"nticks": 5}
+    step = 10 ** math.floor(math.log10(span[1]))
+    step = next(size for size in (step / 2, step, step * 2, step * 5) if span[1] / size <= 4)
+    return {"tickvals": [short(step * i) for i in range(int(span[1] / step) + 1)]}
+
+
+def heat_chart(
     key: str,
     title: str,
     curves: Sequence[Curve],
-    scaled: tuple[float, str],
     run: Span,
-    table: Table,
     *,
     titled: bool,
+    whole: float | None = None,
+    what: str = "rank",
+    row: int | None = None,
 ) -> Chart:
-    divisor, unit = scaled
+    """One row of `row` pixels per curve, named by its owner; `whole` is the value with most ink, in their unit."""
+    title = clean(title, TITLE)
+    row = row or (14 if len(curves) <= 16 else 7 if len(curves) <= 64 else 4)
+    divisor, unit = scale((y for curve in curves for y in curve.y), curves[0].unit if curves else "1")
     begin = min((curve.x_ns[0] for curve in curves if curve.x_ns), default=0)
     end = max((curve.x_ns[-1] for curve in curves if curve.x_ns), default=1)
     columns = max(1, min(240, max(len(curve.x_ns) for curve in curves) * 2 // 3))
@@ -159,17 +179,19 @@ def _heat(
     return Chart(
         key=key,
         title=chart_title(title, unit),
-        description=f"Heat map: {title} over time, one row per rank; more ink is more.",
-        height=(56 if titled else 32) + (14 if len(curves) <= 16 else 7) * len(curves),
+        description=f"Heat map: {title} over time, one row per {what}; more ink is more.",
+        height=(56 if titled else 32) + row * len(curves),
         spec={
             "data": [
                 {
                     "type": "heatmap",
-                    "x0": seconds(begin),
+                    "x0": seconds(begin + width / 2),
                     "dx": width / 1e9,
                     "z": z,
                     "zmin": 0,
-                    "zmax": max((y for row in z for y in row if y is not None), default=1.0),
+                    "zmax": whole / divisor
+                    if whole
+                    else max((y for row in z for y in row if y is not None), default=1.0),
                     "customdata": [[name] * columns for name in names],
                     "colorscale": [[0, "$heat-0"], [1, "$heat-1"]],
                     "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 4},
@@ -183,21 +205,21 @@ def _heat(
                 "margin": RUN_MARGIN if titled else {**RUN_MARGIN, "b": 24},
             },
         },
-        table=table,
+        table=tables.curves(f"table-{key}", title, curves),
         note="Each cell is the mean of its samples.",
         axis="run",
     )
 
 
-def thin(curve: Curve, ticks: float, divisor: float) -> list[Point]:
+def thin(curve: Curve, ticks: float, divisor: float, *, most: int = DRAWN_POINTS, decimals: int = 4) -> list[Point]:
     """Points of a curve, x over `ticks` and y over `divisor`; of long ones the lowest and highest of each bucket."""
     points: list[Point] = [
-        (round(x / ticks, 4), None if y is None or not math.isfinite(y) else short(y / divisor))
+        (round(x / ticks, decimals), None if y is None or not math.isfinite(y) else short(y / divisor))
         for x, y in zip(curve.x_ns, curve.y, strict=True)
     ]
-    if len(points) <= DRAWN_POINTS:
+    if len(points) <= most:
         return points
-    size = math.ceil(len(points) * 2 / DRAWN_POINTS)
+    size = math.ceil(len(points) * 2 / most)
     out: list[Point] = []
     for at in range(0, len(points), size):
         bucket = points[at : at + size]

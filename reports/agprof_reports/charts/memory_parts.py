@@ -20,6 +20,9 @@ PARTS = {
     "inputs": "inputs",
     "context": "context",
     "fragmentation": "fragmentation",
+    "allocator": "allocators of the ranks",
+    "tenant": "other processes",
+    "reserved": "reserved by the driver",
     "unexplained": "unexplained",
 }
 """Name of the colour -> its meaning, in drawing order."""
@@ -31,6 +34,8 @@ HATCHES = {
     "inputs": "x",
     "unexplained": "/",
     "recomputed": "/",
+    "tenant": "x",
+    "reserved": ".",
 }
 FEW = 16
 

@@ -41,8 +41,11 @@ def chart_title(title: str, unit: str) -> str:
     return f"{title}, {unit}" if unit else title
 
 
+AXIS_TITLE = "time since the first step began, s"
+
+
 def time_axis(run: Span, *, titled: bool = True) -> Spec:
-    title = {"title": {"text": "time since the first step began, s"}} if titled else {}
+    title = {"title": {"text": AXIS_TITLE}} if titled else {}
     return {**title, "range": list(run), "zeroline": False, "hoverformat": ".4~g"}
 
 
@@ -51,8 +54,9 @@ def rank_axis(ranks: Sequence[int]) -> Spec:
 
 
 def row_axis(names: Sequence[str]) -> Spec:
-    """One row per name from the top; of many rows every fourth is named."""
-    shown = [i for i in range(len(names)) if len(names) <= 16 or i % 4 == 0]
+    """One row per name from the top; of many rows every fourth is named, of very many every eighth."""
+    every = 1 if len(names) <= 16 else 4 if len(names) <= 64 else 8
+    shown = list(range(0, len(names), every))
     return {
         "tickvals": shown,
         "ticktext": [names[i] for i in shown],

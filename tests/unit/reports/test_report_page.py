@@ -151,14 +151,14 @@ def test_curves_with_nothing_to_see_are_told_and_not_drawn():
     length = len(curve.y)
     zero = replace(curve, label="host swap", y=(0.0,) * length)
     absent = replace(curve, label="disk read", y=(None,) * length)
-    even = [replace(curve, label=f"GPU {i} power", unit="W", y=(550.0,) * length) for i in range(8)]
+    even = [replace(curve, label=f"rank {i} threads", unit="1", rank=i, y=(12.0,) * length) for i in range(8)]
     page = build(replace(answers, system=replace(answers.system, curves=(curve, zero, absent, *even))))
     assert [line for _, line in section_of(page, "system").lines] == [
         "Not measured: disk read.",
         "Zero throughout, hence not drawn: host swap.",
-        "The same within 1 % everywhere and throughout, hence not drawn: GPU power 550\u00a0W.",
+        "The same within 1 % everywhere and throughout, hence not drawn: threads per rank 12.",
     ]
-    assert [chart.title for chart in section_of(page, "system").charts] == ["CPU"]
+    assert [chart.title for chart in section_of(page, "system").charts] == ["CPU, cores"]
 
 
 def test_network_in_and_out_share_a_chart():
