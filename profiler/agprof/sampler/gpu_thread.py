@@ -63,7 +63,7 @@ class GpuThread:
         if doing is not None and now_ns - doing[1] >= HANG_NS:
             if self._hung is None:
                 self._hung = f"{doing[0]} has not returned for {HANG_NS // SECOND_NS} s"
-                self._states.set(now_ns, FIELD, "retry", self._hung)
+                self._states.set(now_ns, FIELD, "retry", self._hung, always=True)
         elif self._hung is not None:
             # Unless the thread itself has found out more about NVML meanwhile.
             if self._states.reason(FIELD) == self._hung:

@@ -16,6 +16,7 @@ from random import Random
 from typing import Literal, Protocol
 
 from agprof.sampler.budget import SLOW_READ_NS, Budget
+from agprof.sampler.run_delay import RunDelay
 from agprof.sampler.schedule import Schedule
 from agprof.sampler.states import SECOND_NS, Append, States, describe
 
@@ -36,15 +37,6 @@ class Part(Protocol):
         """Append rows for this time. Returns the ns of it that keep a budget of their own, or that happen once."""
 
 
-def _run_delay_ns() -> int:
-    """Time this thread was ready to run and no CPU was free, so far; 0 where the kernel does not say."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb") as file:  # noqa: PTH123
-            return int(file.read().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 def _resident_bytes() -> int | None:
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
@@ -60,8 +52,8 @@ class Clock:
     monotonic_ns: Callable[[], int] = time.monotonic_ns
     thread_cpu_ns: Callable[[], int] = time.thread_time_ns
     process_cpu_ns: Callable[[], int] = time.process_time_ns
-    run_delay_ns: Callable[[], int] = _run_delay_ns
-    """Of the calling thread."""
+    run_delay_ns: Callable[[], int] = field(default_factory=RunDelay)
+    """Of all threads together."""
     resident_bytes: Callable[[], int | None] = _resident_bytes
 
 

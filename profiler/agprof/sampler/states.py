@@ -21,9 +21,10 @@ class States:
         self._known: dict[str, State] = {}
         self._reasons: dict[str, str] = {}
 
-    def set(self, time_ns: int, field: str, state: State, reason: str = "") -> None:
+    def set(self, time_ns: int, field: str, state: State, reason: str = "", *, always: bool = False) -> None:
+        """`always`: write a row for another reason too."""
         # A field is taken for ok until it is said to be otherwise.
-        if self._known.get(field, "ok") != state:
+        if always or self._known.get(field, "ok") != state:
             self._known[field] = state
             self._append("sampler_state", (time_ns, field, state, reason[:500], None, None))
             self._reasons[field] = reason
@@ -64,8 +65,16 @@ class Probe:
     `judge` says which of the two an exception means; it may also raise, to end the whole round.
     """
 
-    def __init__(self, states: States, field: str, judge: Callable[[Exception], Verdict]) -> None:
+    def __init__(
+        self,
+        states: States,
+        field: str,
+        judge: Callable[[Exception], Verdict],
+        explain: Callable[[Exception], str] | None = None,
+    ) -> None:
+        """`explain` puts an exception into words."""
         self.field = field
+        self._explain = explain or describe
         self.unsupported = False
         self._states = states
         self._judge = judge
@@ -78,10 +87,12 @@ class Probe:
         try:
             value = function()
         except Exception as error:
+            # Before judging, which may try something else.
+            reason = self._explain(error)
             verdict = self._judge(error)
             self._backoff.failed(now_ns)
             self.unsupported = verdict == "unsupported"
-            self._states.set(now_ns, self.field, verdict, describe(error))
+            self._states.set(now_ns, self.field, verdict, reason)
             return None
         self._backoff.succeeded()
         self._states.set(now_ns, self.field, "ok")
