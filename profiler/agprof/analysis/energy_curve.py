@@ -248,22 +248,17 @@ def _cumulated_ns(values: Ints) -> Ints:
     return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(values, dtype=np.int64)))
 
 
-def gpu_curve(
-    times: Sequence[int],
-    energy_mj: Sequence[int | None],
-    power_mw: Sequence[float | None],
-    average_mw: Sequence[float | None],
-) -> EnergyCurve | None:
+def gpu_curve(times: Ints, energy_mj: Floats, power_mw: Floats, average_mw: Floats) -> EnergyCurve | None:
     """Of a GPU's samples in order of time: its counter, power at the instant, power averaged over the second before.
 
-    None when there are fewer than two samples.
+    NaN stands for what was not read. None when there are fewer than two samples.
     """
-    at = np.asarray(times, dtype=np.int64)
+    at = times
     if len(at) < 2:
         return None
-    kind, power_at, power = _power(at, _floats(power_mw), _floats(average_mw))
+    kind, power_at, power = _power(at, _readings(power_mw), _readings(average_mw))
     lines = _lines(power_at, power)
-    counter = _floats(energy_mj)
+    counter = _readings(energy_mj)
     known = ~np.isnan(counter)
     segments, resets = _with_counter(at, at[known], counter[known] / 1e3, lines)
     return EnergyCurve(segments, NVML, times=at, power=power, integral=kind if len(power) else None, resets_ns=resets)
@@ -287,11 +282,9 @@ def host_curve(times: Sequence[int], periods_ns: Sequence[int], joules: Sequence
     return EnergyCurve(_Segments.join(parts), RAPL, times=ends)
 
 
-def _floats(values: Sequence[float | None]) -> Floats:
-    """None becomes NaN, and so does what no reading can be."""
-    array = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
-    array[array < 0] = np.nan
-    return array
+def _readings(values: Floats) -> Floats:
+    """Without what no reading can be."""
+    return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
 
 
 def _power(at: Ints, instant: Floats, average: Floats) -> tuple[IntegralKind, Ints, Floats]:

@@ -68,22 +68,19 @@ def _used(view: View, mapping: Sequence[GpuMapping]) -> tuple[_Used, list[str]]:
 def _gpu_curves(view: View) -> dict[tuple[int, int], EnergyCurve]:
     curves = {}
     is_instant = pl.col("power_kind") == "instant"
-    samples = (
-        view.tables["gpu_samples"]
-        .select(
-            "node",
-            "gpu",
-            "time_ns",
-            "energy_mj",
-            instant=pl.when(is_instant).then("power_mw"),
-            average=pl.coalesce("power_average_mw", pl.when(is_instant.not_().fill_null(True)).then("power_mw")),
-        )
-        .unique(["node", "gpu", "time_ns"], keep="last")
-        .sort("node", "gpu", "time_ns")
+    samples = view.tables["gpu_samples"].select(
+        "node",
+        "gpu",
+        "time_ns",
+        "energy_mj",
+        instant=pl.when(is_instant).then("power_mw"),
+        average=pl.coalesce("power_average_mw", pl.when(is_instant.not_().fill_null(True)).then("power_mw")),
     )
-    for (node, gpu), rows in samples.group_by(["node", "gpu"], maintain_order=True):
-        columns = (rows[name].to_list() for name in ("time_ns", "energy_mj", "instant", "average"))
-        curve = gpu_curve(*columns)
+    for (node, gpu), unordered in samples.group_by(["node", "gpu"], maintain_order=True):
+        rows = unordered if unordered["time_ns"].is_sorted() else unordered.sort("time_ns", maintain_order=True)
+        rows = rows.filter((pl.col("time_ns") != pl.col("time_ns").shift(-1)).fill_null(True))
+        readings = (rows[name].cast(pl.Float64).to_numpy() for name in ("energy_mj", "instant", "average"))
+        curve = gpu_curve(rows["time_ns"].to_numpy(), *readings)
         if curve is not None:
             curves[int(str(node)), int(str(gpu))] = curve
     return curves

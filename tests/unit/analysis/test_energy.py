@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,16 +38,15 @@ def seconds(start_s: float, end_s: float) -> tuple[int, int]:
 
 
 def curve_of(rows: list[dict[str, Any]]) -> EnergyCurve:
-    def column(name: str, kind: str | None = None) -> list[Any]:
-        return [row[name] if kind is None or row["power_kind"] == kind else None for row in rows]
+    def readings(name: str, kind: str | None = None) -> Any:
+        values = [row[name] if kind is None or row["power_kind"] == kind else None for row in rows]
+        return np.array(values, dtype=np.float64)
 
-    average = [
-        row["power_average_mw"]
-        if row["power_average_mw"] is not None or row["power_kind"] == "instant"
-        else row["power_mw"]
-        for row in rows
-    ]
-    curve = gpu_curve(column("time_ns"), column("energy_mj"), column("power_mw", "instant"), average)
+    average = np.where(
+        np.isnan(readings("power_average_mw")), readings("power_mw", "average_1s"), readings("power_average_mw")
+    )
+    times = np.array([row["time_ns"] for row in rows])
+    curve = gpu_curve(times, readings("energy_mj"), readings("power_mw", "instant"), average)
     assert curve is not None
     return curve
 
@@ -538,7 +538,8 @@ def test_whatever_was_written_energy_is_never_negative(
     for step, *_ in rows:
         at += step
         times.append(at)
-    curve = gpu_curve(times, *([row[column] for row in rows] for column in (1, 2, 3)))
+    readings = (np.array([row[column] for row in rows], dtype=np.float64) for column in (1, 2, 3))
+    curve = gpu_curve(np.array(times), *readings)
     assert curve is not None
     measured = curve.window(window[0], window[0] + window[1])
     assert measured.joules >= 0
