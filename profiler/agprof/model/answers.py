@@ -8,10 +8,20 @@ documented in docs/report-json.md and change only with ANSWERS_VERSION.
 from dataclasses import dataclass
 from typing import Literal
 
+from agprof.model.clock_answers import ClockAnswer
+from agprof.model.comm_answers import (
+    ArrivalRow,
+    CeilingRow,
+    GroupRow,
+    OverlapAnswer,
+    SizeBin,
+    TalkMatrix,
+)
 from agprof.model.compute_answers import ComputeAnswer
 from agprof.model.energy_answers import EnergyAnswer
 from agprof.model.figure import Confidence, Figure, Kpi
 from agprof.model.memory_answers import MemoryAnswer
+from agprof.model.straggler_answers import StragglerAnswer
 from agprof.model.system_answers import SystemAnswer
 from agprof.model.trace_answers import TraceAnswer
 
@@ -212,6 +222,12 @@ class CommunicationAnswer:
     unseen: tuple[UnseenRow, ...]
     ledger_sentence: str
     """`The flight recorder confirms all 240 collectives.` or what is unseen, or why there is no ledger."""
+    overlap: OverlapAnswer | None = None
+    sizes: tuple[SizeBin, ...] = ()
+    groups: tuple[GroupRow, ...] = ()
+    matrix: TalkMatrix | None = None
+    ceilings: tuple[CeilingRow, ...] = ()
+    arrivals: tuple[ArrivalRow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,5 +379,9 @@ class RunAnswers:
     """None when the run is no RLHF: nothing was generated, or nothing was trained on what was."""
     trace: TraceAnswer | None = None
     """None when the run holds no device trace."""
+    clocks: ClockAnswer | None = None
+    """None with one node."""
+    stragglers: StragglerAnswer | None = None
+    """None with one rank, or without a common collective."""
     energy: EnergyAnswer | None = None
     """None when no GPU was seen and no RAPL could be read."""

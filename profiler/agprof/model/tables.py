@@ -579,6 +579,18 @@ GPU_EVENTS = table(
     ("code", "int?", "XID number (None: one that the driver does not know), or the event's own data where it has any"),
 )
 
+CLOCKS = table(
+    "clocks",
+    "node",
+    "This node's monotonic clock against that of the reference node: the exchange of least round trip of each burst.",
+    ("time_ns", "int", "this node's clock at the middle of the exchange"),
+    ("reference_ns", "int", "the reference node's monotonic clock at that moment, as it told it"),
+    ("uncertainty_ns", "int", "half of the round trip: the two can't be farther apart"),
+    ("reference_node", "int", "number of the reference node"),
+    ("realtime_ns", "int?", "this node's wall clock at the middle of the exchange"),
+    ("exchanges", "int", "exchanges of the burst"),
+)
+
 SAMPLER_STATE = table(
     "sampler_state",
     "node",
@@ -595,7 +607,7 @@ TABLES: tuple[Table, ...] = (
     STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, OPERATIONS,
     MEMORY_PARTS, ALLOCATIONS, MEMORY_CURVE, REPEATS, READBACKS, MARKS, FACTS, FAULTS, COST, HOST_SAMPLES,
     CORE_SAMPLES, NETWORK_SAMPLES, PROCESS_SAMPLES, GPUS, GPU_SAMPLES, GPU_STATES, GPU_ACTIVITY, GPU_HEALTH,
-    GPU_PROCESSES, GPU_EVENTS, SAMPLER_STATE,
+    GPU_PROCESSES, GPU_EVENTS, CLOCKS, SAMPLER_STATE,
 )  # fmt: skip
 BY_NAME: dict[str, Table] = {table.name: table for table in TABLES}
 
