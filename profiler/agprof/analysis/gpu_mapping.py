@@ -17,7 +17,7 @@ from agprof.model.system_answers import GpuMapping, MappedBy
 
 _KEYS = (
     "device.type", "device.index", "device.indices", "device.uuid", "device.pci_bus_id", "device.count",
-    "cuda_visible_devices", "cuda_device_order",
+    "cuda_visible_devices", "cuda_device_order", "cuda_mps",
 )  # fmt: skip
 _CONTESTED: tuple[MappedBy, ...] = ("CUDA_VISIBLE_DEVICES", "only GPU")
 """Evidence that several ranks may have alike although their GPUs differ: numbers begin at 0 in each container."""
@@ -150,6 +150,8 @@ def _by_number(told: Mapping[str, list[Any]], gpus: Sequence[NodeGpu]) -> tuple[
         return gpus[0].gpu, "only GPU"
     if not isinstance(index, int) or isinstance(index, bool):
         raise UnclearError("the rank told neither UUID nor PCI address nor number of its device")
+    if told.get("cuda_mps"):
+        raise UnclearError("CUDA's multi-process service numbers the GPUs that its clients see anew")
     devices, order = told.get("cuda_visible_devices", []), told.get("cuda_device_order", [])
     if not devices or not order:
         raise UnclearError("the rank told neither UUID nor PCI address, and not its CUDA_VISIBLE_DEVICES")

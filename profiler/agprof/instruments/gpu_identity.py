@@ -5,6 +5,8 @@ see, in an order of its own. UUID and PCI address mean the same to both.
 """
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from agprof.instruments.recorder import Recorder
@@ -23,6 +25,14 @@ def record_visible_devices(recorder: Recorder) -> None:
         value = os.environ.get(variable)
         if value is None or len(value) <= LONGEST_LIST:
             recorder.fact(key, value)
+    if _has_mps():
+        recorder.fact("cuda_mps", True)
+
+
+def _has_mps() -> bool:
+    """Whether CUDA's multi-process service may number the devices: by its variables, or its pipes' default folder."""
+    named = any(name.startswith("CUDA_MPS_") for name in os.environ)
+    return named or (Path(tempfile.gettempdir()) / "nvidia-mps").is_dir()
 
 
 def record_gpu(recorder: Recorder, torch: Any, module: Any) -> None:

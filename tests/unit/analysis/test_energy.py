@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agprof.analysis.energy import analyse_energy
@@ -481,6 +481,7 @@ KINDS = st.sampled_from(
 BORDERS = st.lists(st.floats(-5, 45), min_size=3, max_size=6).map(sorted)
 
 
+@settings(deadline=None)
 @given(POWERS, KINDS, BORDERS, st.sets(st.integers(0, 199), max_size=120))
 def test_windows_side_by_side_add_up(
     power: KnownPower, options: dict[str, Any], borders: list[float], lost: set[int]
@@ -496,6 +497,7 @@ def test_windows_side_by_side_add_up(
     assert all(part.joules >= 0 and part.low >= 0 and part.low <= part.joules <= part.high for part in parts)
 
 
+@settings(deadline=None)
 @given(POWERS, st.sampled_from([{}, {"resets_s": (13.37,)}]), st.sets(st.integers(2, 197), max_size=150))
 def test_rows_that_are_lost_change_little_where_there_is_a_counter(
     power: KnownPower, options: dict[str, Any], lost: set[int]
@@ -509,6 +511,7 @@ def test_rows_that_are_lost_change_little_where_there_is_a_counter(
         assert thinned.joules == pytest.approx(whole.joules, rel=1e-9, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(POWERS, st.integers(0, 2))
 def test_every_third_row_that_is_lost_changes_an_integral_little(power: KnownPower, phase: int) -> None:
     rows = gpu_samples(power, sample_times(40), counter=False)
@@ -518,6 +521,7 @@ def test_every_third_row_that_is_lost_changes_an_integral_little(power: KnownPow
     assert measured.low <= power.between(0, 40) <= measured.high
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -82,6 +82,7 @@ def test_nvmls_numbers_need_not_follow_the_bus() -> None:
         ({"device__count": 2, "cuda_visible_devices": "0"}, "the rank sees 2 GPU"),
         ({"device__indices": [0, 1], "cuda_visible_devices": None}, "uses 2 GPUs"),
         ({"cuda_visible_devices": 7}, "is no text"),
+        ({"cuda_visible_devices": "0", "cuda_mps": True}, "multi-process service"),
         ({"device__uuid": uuid(9)}, "none of those that NVML listed"),
         ({"device__pci_bus_id": "0000:99:00.0"}, "none of those that NVML listed"),
         ({"device__uuid": uuid(1), "device__pci_bus_id": "0000:12:00.0"}, "of different GPUs"),

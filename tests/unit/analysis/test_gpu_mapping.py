@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agprof.analysis.gpu_mapping import map_gpus
@@ -147,6 +147,7 @@ def told_by(boards: list[Board], seen: list[int], index: int, evidence: set[str]
 EVIDENCE = st.sets(st.sampled_from(["uuid", "pci", "count"]))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_never_a_wrong_gpu(data: st.DataObject) -> None:
     boards = data.draw(nodes())

@@ -1,13 +1,15 @@
 """What a rank tells of its GPU: from a stand-in of torch.cuda, since the facts are read and never computed."""
 
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace as Obj
 from typing import Any
 
 import pytest
-from collected_rows import CollectedRows, collecting_recorder
 
 from agprof.instruments import facts
 from agprof.instruments.gpu_identity import LONGEST_LIST
+from collected_rows import CollectedRows, collecting_recorder
 
 UUID = "8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -81,6 +83,16 @@ def test_a_change_of_the_variable_after_the_import_stays_visible(monkeypatch: py
     facts.record_device(recorder, fake_torch(), module_on(("cuda", 0)))
     values = [row["value"] for row in rows.table("facts") if row["key"] == "cuda_visible_devices"]
     assert values == ['"0"', '"1"']
+
+
+def test_cudas_multi_process_service_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert "cuda_mps" not in told(fake_torch(), module_on(("cuda", 0))).facts()
+    (tmp_path / "nvidia-mps").mkdir()
+    assert told(fake_torch(), module_on(("cuda", 0))).facts()["cuda_mps"] == "true"
+    (tmp_path / "nvidia-mps").rmdir()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "elsewhere")
+    assert told(fake_torch(), module_on(("cuda", 0))).facts()["cuda_mps"] == "true"
 
 
 def test_a_list_too_long_to_keep_is_left_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
