@@ -20,9 +20,8 @@ CHILDREN_PERIOD_NS = 2 * SECOND_NS
 CHILDREN_SHARE = 0.003
 """Most of one core that looking for children may take: on a host with thousands of processes it is done less often."""
 PSS_PERIOD_NS = 5 * SECOND_NS
-PSS_MAX_PERIOD_NS = 60 * SECOND_NS
-PSS_SHARE = 0.002
-"""Of one core: the kernel walks through the whole memory map of a process for its PSS."""
+PSS_SHARE = 0.001
+"""Of one core: the kernel walks through all pages of a process for its PSS, 10 ms for one that has imported torch."""
 RESCAN_PERIOD_NS = 10 * SECOND_NS
 CLOCK_SLACK_NS = 100_000_000
 """Start times of processes come in clock ticks of 10 ms."""
@@ -52,6 +51,8 @@ class Tree:
     files: ProcessFiles
     header_ns: int
     last_ns: int | None = None
+    pss_ns: int = 0
+    """When PSS was read last."""
     last: dict[int, Reading] = field(default_factory=dict)
     children: dict[int, Child] = field(default_factory=dict)
 
@@ -112,24 +113,15 @@ class RankTrees:
         self._discover(now_ns)
         if now_ns >= self._children_due_ns and self._trees:
             self._find_children(now_ns)
-        with_pss = now_ns >= self._pss_due_ns and bool(self._trees)
         pss_ns = 0
+        with_pss = self._next_for_pss(now_ns)
         for tree in list(self._trees.values()):
             try:
-                pss_ns += self._sample_tree(tree, now_ns, with_pss)
+                pss_ns += self._sample_tree(tree, now_ns, tree is with_pss)
             except GONE:
                 self._lose(tree)
                 self._states.set(now_ns, tree.name, "unsupported", f"process {tree.pid} has ended")
-        if with_pss:
-            self._plan_pss(now_ns, pss_ns)
         return pss_ns
-
-    def _plan_pss(self, now_ns: int, spent_ns: int) -> None:
-        period_ns = min(max(PSS_PERIOD_NS, int(spent_ns / PSS_SHARE)), PSS_MAX_PERIOD_NS)
-        self._pss_due_ns = now_ns + period_ns
-        if period_ns > PSS_PERIOD_NS:
-            reason = f"reading it took {spent_ns / 1e6:.0f} ms: it is read every {period_ns / SECOND_NS:.0f} s"
-            self._states.set(now_ns, "process.pss", "slowed", reason)
 
     # -- finding ranks -------------------------------------------------------------------------------------------------
 
@@ -256,11 +248,12 @@ class RankTrees:
                 del tree.children[pid]
                 self._families.forget(pid)
         pss: list[int | None] = [None, None]
-        pss_ns = 0
+        spent_ns = 0
         if with_pss:
-            begin_ns = time.monotonic_ns()
+            begin_ns = time.thread_time_ns()
             pss = [self._pss(now_ns, tree, [tree.pid]), self._pss(now_ns, tree, readings)]
-            pss_ns = time.monotonic_ns() - begin_ns
+            spent_ns = time.thread_time_ns() - begin_ns
+            self._plan_pss(tree, now_ns, spent_ns)
         mine = {tree.pid: own}
         self._append("process_samples", row_of(now_ns, period_ns, tree.key, "rank", mine, tree.last, pss[0], False))
         if readings:
@@ -269,7 +262,23 @@ class RankTrees:
             self._append("process_samples", row)
         tree.last_ns = now_ns
         tree.last = mine | readings
-        return pss_ns
+        return spent_ns
+
+    def _next_for_pss(self, now_ns: int) -> Tree | None:
+        """The tree whose PSS is the oldest, when its turn has come; one per sample, so that none takes long."""
+        oldest = min(self._trees.values(), key=lambda tree: tree.pss_ns, default=None)
+        if oldest is None or now_ns < max(self._pss_due_ns, oldest.pss_ns + PSS_PERIOD_NS):
+            return None
+        return oldest
+
+    def _plan_pss(self, tree: Tree, now_ns: int, spent_ns: int) -> None:
+        """No PSS of any tree is read until the time spent is no more than its share."""
+        tree.pss_ns = now_ns
+        self._pss_due_ns = now_ns + int(spent_ns / PSS_SHARE)
+        round_ns = len(self._trees) * int(spent_ns / PSS_SHARE)
+        if round_ns > PSS_PERIOD_NS:
+            reason = f"reading it of one tree takes {spent_ns / 1e6:.0f} ms: each has it about every "
+            self._states.set(now_ns, "process.pss", "slowed", f"{reason}{round_ns / SECOND_NS:.0f} s")
 
     def _read(self, files: ProcessFiles) -> Reading:
         reading = files.read()

@@ -277,15 +277,20 @@ def test_pss_is_read_every_five_seconds_at_most(tmp_path: Path) -> None:
     assert read == [True, False, False, False, False] * 2 + [True]
 
 
-def test_where_pss_is_expensive_it_is_read_less_often_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_pss_is_expensive_trees_take_turns_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = Rig(tmp_path)
-    rig.process(10)
-    rig.rank(0, 10)
-    clock = iter(range(0, 10**15, 40_000_000))
-    monkeypatch.setattr("agprof.sampler.processes.time.monotonic_ns", lambda: next(clock))
-    read = [rig.sample()[0]["pss_bytes"] is not None for _ in range(41)]
-    # 40 ms each time at 0.2 % of a core: every 20 s.
-    assert [number for number, was in enumerate(read) if was] == [0, 20, 40]
+    for rank in range(3):
+        rig.process(10 + rank)
+        rig.rank(rank, 10 + rank)
+    clock = iter(range(0, 10**15, 20_000_000))
+    monkeypatch.setattr("agprof.sampler.processes.time.thread_time_ns", lambda: next(clock))
+    read = [[row["rank"] for row in rig.sample() if row["pss_bytes"] is not None] for _ in range(81)]
+    # 20 ms each time at 0.1 % of a core: one tree every 20 s.
+    assert {second: ranks for second, ranks in enumerate(read) if ranks} == {
+        0: [0], 20: [1], 40: [2], 60: [0], 80: [1],
+    }  # fmt: skip
     assert rig.states() == [("process.pss", "slowed")]
 
 
