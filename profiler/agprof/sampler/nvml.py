@@ -132,10 +132,11 @@ class Gpus:
             self._node.driver = text(nvml.optional("nvmlSystemGetDriverVersion"))
             count = nvml("nvmlDeviceGetCount")
         except Exception as error:
+            reason = nvml.explain(error)
             if begun:
                 self._shut_down(nvml)
             self._backoff.failed(now_ns)
-            self._states.set(now_ns, "gpu", "retry", f"NVML can't be initialised: {describe(error)}")
+            self._states.set(now_ns, "gpu", "retry", f"NVML can't be initialised: {reason}")
             return
         self._gpus = [Gpu(nvml, self._node, index) for index in range(count)]
         self._running = True

@@ -25,18 +25,33 @@ class Nvml:
         self.call: tuple[str, int] | None = None
         """The call in progress and when it began; None between calls."""
         self._clock = clock
+        self._failed = ""
 
     def __call__(self, name: str, *arguments: Any, **options: Any) -> Any:
         """Raises what the binding raises."""
-        return self.run(name, getattr(self.module, name), *arguments, **options)
+        try:
+            function = getattr(self.module, name)
+        except AttributeError:
+            self._failed = name
+            raise
+        return self.run(name, function, *arguments, **options)
 
     def run(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function that is not the module's own, under this name."""
         self.call = (name, self._clock())
         try:
             return function(*arguments, **options)
+        except Exception:
+            self._failed = name
+            raise
         finally:
             self.call = None
+
+    def failure(self, name: str, code: int) -> Exception:
+        """The exception for the code that a C function returned."""
+        self._failed = name
+        error: Exception = self.module.NVMLError(code)
+        return error
 
     def now_ns(self) -> int:
         return self._clock()
@@ -51,6 +66,11 @@ class Nvml:
             return self.pointer(name) is not None
         except Exception:
             return False
+
+    def explain(self, error: Exception) -> str:
+        """The newest failure in words: which call, and why."""
+        code = self.codes.of(error)
+        return describe(error) if code is None else f"{self._failed}: {self.codes.meaning(code)}"
 
     def optional(self, name: str, *arguments: Any, **options: Any) -> Any:
         """The value, or None where it can't be had. Raises DeviceLostError and LibraryLostError."""
@@ -74,19 +94,20 @@ class Nvml:
         """What an exception means for the value. Raises DeviceLostError and LibraryLostError."""
         code = self.codes.of(error)
         if code in LIBRARY_LOST:
-            raise LibraryLostError(describe(error)) from None
+            raise LibraryLostError(self.explain(error)) from None
         if code in DEVICE_LOST or code == UNKNOWN:
-            raise DeviceLostError(describe(error)) from None
+            raise DeviceLostError(self.explain(error)) from None
         return "unsupported" if code in UNSUPPORTED else "retry"
 
     def judge_value(self, code: int) -> tuple[Verdict, str]:
-        """What the return code of one value of a batch means, and its name. Raises as `judge` does."""
+        """What the return code of one value of a batch means, and in words. Raises as `judge` does."""
         name = self.codes.name(code)
+        meaning = self.codes.meaning(name)
         if name in LIBRARY_LOST:
-            raise LibraryLostError(name)
+            raise LibraryLostError(meaning)
         if name in DEVICE_LOST:
-            raise DeviceLostError(name)
-        return ("unsupported" if name in UNSUPPORTED else "retry"), name
+            raise DeviceLostError(meaning)
+        return ("unsupported" if name in UNSUPPORTED else "retry"), meaning
 
 
 def text(value: Any) -> str | None:

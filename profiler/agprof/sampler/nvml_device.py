@@ -49,7 +49,7 @@ class Device:
         """The same for a value that takes more than one call."""
         probe = self.probes.get(name)
         if probe is None:
-            probe = self.probes[name] = Probe(self.states, f"gpu.{self.index}.{name}", self.judge)
+            probe = self.probes[name] = Probe(self.states, f"gpu.{self.index}.{name}", self.judge, self.nvml.explain)
         return probe.read(now_ns, function)
 
     def say(self, now_ns: int, name: str, fields: Iterable[Field]) -> None:

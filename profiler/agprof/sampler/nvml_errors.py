@@ -21,6 +21,20 @@ UNKNOWN = "NVML_ERROR_UNKNOWN"
 MISSING = "NVML_ERROR_FUNCTION_NOT_FOUND"
 
 
+MEANINGS = {
+    "NVML_ERROR_NOT_SUPPORTED": "not supported by this GPU or driver",
+    "NVML_ERROR_NO_PERMISSION": "not permitted to this user or container",
+    MISSING: "the driver (or nvidia-ml-py) is older than this call",
+    "NVML_ERROR_DEPRECATED": "the driver has dropped this call",
+    "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "the driver was replaced: its library and its kernel module differ",
+    "NVML_ERROR_DRIVER_NOT_LOADED": "the driver is not loaded",
+    "NVML_ERROR_GPU_IS_LOST": "the GPU does not answer any more",
+    "NVML_ERROR_RESET_REQUIRED": "the GPU has to be reset",
+    UNKNOWN: "unknown error: in a container, its access to the GPU may be gone",
+}
+"""What to tell a reader, where NVML's own words say less."""
+
+
 class NoNvmlError(Exception):
     """NVML can't be used on this node; the message says why."""
 
@@ -43,6 +57,10 @@ class Codes:
 
     def name(self, code: int) -> str:
         return self._names.get(code, f"NVML error {code}")
+
+    def meaning(self, name: str) -> str:
+        """In words, with the name to look up."""
+        return f"{MEANINGS[name]} ({name})" if name in MEANINGS else name
 
     def of(self, error: Exception) -> str | None:
         """Name of the code behind an exception of the binding; None for an exception that is none of NVML's."""

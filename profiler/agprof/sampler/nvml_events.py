@@ -12,7 +12,7 @@ from typing import Any
 
 from agprof.sampler.nvml_calls import Nvml
 from agprof.sampler.nvml_errors import UNSUPPORTED, DeviceLostError
-from agprof.sampler.states import SECOND_NS, Append, Backoff, States, describe
+from agprof.sampler.states import SECOND_NS, Append, Backoff, States
 
 FIELD = "gpu.events"
 WAIT_MS = 400
@@ -69,9 +69,9 @@ class GpuEvents:
             except Exception as error:
                 now_ns = self._clock()
                 if nvml.codes.of(error) in UNSUPPORTED:
-                    self._states.set(now_ns, FIELD, "unsupported", describe(error))
+                    self._states.set(now_ns, FIELD, "unsupported", nvml.explain(error))
                     return
-                self._states.set(now_ns, FIELD, "retry", describe(error))
+                self._states.set(now_ns, FIELD, "retry", nvml.explain(error))
                 backoff.failed(now_ns)
                 self._stop.wait((backoff.due_ns - now_ns) / SECOND_NS)
 
@@ -102,7 +102,7 @@ class GpuEvents:
                     nvml("nvmlDeviceRegisterEvents", handle, types, events)
                     gpus[_identity(handle)] = index
             except Exception as error:
-                refused = describe(error)
+                refused = nvml.explain(error)
                 try:
                     verdict = nvml.judge(error)
                 except DeviceLostError:

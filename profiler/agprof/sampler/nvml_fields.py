@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from agprof.sampler.nvml_calls import Nvml
-from agprof.sampler.states import Backoff, Verdict, describe
+from agprof.sampler.states import Backoff, Verdict
 
 CALL = "nvmlDeviceGetFieldValues"
 SUCCESS = 0
@@ -101,17 +101,19 @@ class Fields:
         try:
             code = self._call(asked)
             if code != SUCCESS:
-                raise self._nvml.module.NVMLError(code)
+                raise self._nvml.failure(CALL, code)
         except Exception as error:
+            reason = self._nvml.explain(error)
             verdict = self._judge(error)
             for field in asked:
-                field.fail(now_ns, verdict, describe(error))
+                field.fail(now_ns, verdict, reason)
             return
         for field, (_, _, _, _, kind, code, raw) in zip(asked, _VALUES.iter_unpack(self._array), strict=True):
             if code == SUCCESS:
                 field.take(now_ns, kind, raw)
             else:
-                field.fail(now_ns, *self._nvml.judge_value(code))
+                verdict, meaning = self._nvml.judge_value(code)
+                field.fail(now_ns, verdict, f"field {field.number}: {meaning}")
 
     def _call(self, asked: list[Field]) -> int:
         nvml = self._nvml

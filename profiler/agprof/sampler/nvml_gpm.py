@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agprof.sampler.nvml_device import Device
-from agprof.sampler.states import State, describe
+from agprof.sampler.states import State
 
 SHORTEST_NS = 100_000_000
 SUCCESS = 0
@@ -81,8 +81,9 @@ class Activity:
         try:
             support = device.nvml("nvmlGpmQueryDeviceSupport", handle)
         except Exception as error:
+            reason = device.nvml.explain(error)
             verdict = device.judge(error)
-            device.states.set(now_ns, f"gpu.{device.index}.{FIELD}", verdict, describe(error))
+            device.states.set(now_ns, f"gpu.{device.index}.{FIELD}", verdict, reason)
             return False if verdict == "unsupported" else None
         if support.isSupportedDevice:
             return True
@@ -106,12 +107,15 @@ class Activity:
         """The state of each metric. Raises DeviceLostError and LibraryLostError."""
         device = self._device
         for metric, name in NAMES.items():
+            if metric in RATE_METRICS and device.parent is not None:
+                continue
             code, value = answers[metric]
             state: State = "ok"
             reason = ""
             if code != SUCCESS:
-                state, reason = device.nvml.judge_value(code)
-            elif shown[metric] is None and not (metric in RATE_METRICS and device.parent is not None):
+                state, meaning = device.nvml.judge_value(code)
+                reason = f"GPM metric {metric}: {meaning}"
+            elif shown[metric] is None:
                 state, reason = "retry", f"the driver gives {value:g}, which is no measurement"
             device.states.set(now_ns, f"gpu.{device.index}.{FIELD}.{name}", state, reason)
 

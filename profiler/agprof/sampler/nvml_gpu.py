@@ -14,7 +14,7 @@ from agprof.sampler.nvml_identity import describe_gpu, describe_mig, mig_index, 
 from agprof.sampler.nvml_processes import Processes
 from agprof.sampler.nvml_samples import Samples
 from agprof.sampler.nvml_states import SlowStates
-from agprof.sampler.states import Append, Backoff, States, describe
+from agprof.sampler.states import Append, Backoff, States
 
 MOST_INSTANCES = 64
 
@@ -122,8 +122,9 @@ class Gpu:
         try:
             handle = nvml("nvmlDeviceGetHandleByIndex", self.index)
         except Exception as error:
+            reason = nvml.explain(error)
             nvml.judge(error)
-            raise DeviceLostError(f"no handle: {describe(error)}") from None
+            raise DeviceLostError(reason) from None
         kind = nature(nvml, handle)
         split = mig_mode(nvml, handle)
         row = describe_gpu(nvml, self.index, handle, kind, split, node.driver, node.sysfs)
@@ -143,10 +144,10 @@ class Gpu:
             try:
                 handle = nvml("nvmlDeviceGetMigDeviceHandleByIndex", gpu.handle, slot)
             except Exception as error:
-                nvml.judge(error)
                 # An empty slot is "not found".
                 if nvml.codes.of(error) != "NVML_ERROR_NOT_FOUND":
-                    refused = describe(error)
+                    refused = nvml.explain(error)
+                    nvml.judge(error)
                 continue
             index = mig_index(self.index, slot)
             node.identify(describe_mig(nvml, index, handle, self.index, gpu.nature, node.driver))

@@ -132,6 +132,7 @@ def test_a_mig_instance_is_read_through_its_gpu() -> None:
     assert [row["gpu"] for row in rows] == [0, 1000, 1002]
     assert none_of(rows[0]) == set()
     assert none_of(rows[1]) == {"pcie_sent_bytes_per_s", "pcie_received_bytes_per_s"}
+    assert rig.states() == []
     assert {handle for handle, _ in nvml.gpm_samples} == {0, (0, 3)}
 
 

@@ -103,7 +103,7 @@ def test_a_value_that_the_driver_passes_over_is_neither_0_nor_the_one_before() -
     (row,) = rig.fast(0.2)
     assert row["nvlink_sent_bytes_per_s"] is None
     assert row["nvlink_received_bytes_per_s"] == 0.0
-    assert rig.reason("gpu.0.nvlink_sent") == "NVML_ERROR_UNKNOWN"
+    assert "NVML_ERROR_UNKNOWN" in rig.reason("gpu.0.nvlink_sent")
 
 
 @pytest.mark.parametrize("answer", [(UINT, 2**32 - 1), (99, 5)])
