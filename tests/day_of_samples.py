@@ -12,7 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from agprof.sampler.loop import Account, Clock, Lane, Part, tier
+from agprof.sampler.account import Account
+from agprof.sampler.loop import Clock, Lane, Part, tier
 from agprof.sampler.states import SECOND_NS, Append, States
 from agprof.store.packed_writer import PackedStreamWriter
 
@@ -174,7 +175,9 @@ def record(path: Path, header: dict[str, Any], seconds: float, seed: int = 1) ->
         lane("host", medium=medium, slow=cores),
         lane("gpu", fast=GpuSamples(), medium=gpu_states, slow=gpu_health),
     ]
-    account = Account(writer.append, lambda: writer.lost_rows, clock)
+    account = Account(
+        writer.append, lambda: writer.lost_rows, lambda: {**lanes[0].costs_ns(), **lanes[1].costs_ns()}, clock
+    )
     flush_ns = BOOT_NS
     while time[0] < BOOT_NS + seconds * SECOND_NS:
         for each in lanes:

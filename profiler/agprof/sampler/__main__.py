@@ -16,12 +16,13 @@ from pathlib import Path
 from agprof.errors import StoreError
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.model.version import __version__
+from agprof.sampler.account import Account
 from agprof.sampler.cores import Cores
 from agprof.sampler.gpu_thread import GpuThread
 from agprof.sampler.gpu_work import NvmlWork
 from agprof.sampler.host import Host
 from agprof.sampler.job_end import EndOfJob
-from agprof.sampler.loop import Account, Clock, Lane, TierName, tier
+from agprof.sampler.loop import Clock, Lane, TierName, tier
 from agprof.sampler.network import Network
 from agprof.sampler.processes import RankTrees
 from agprof.sampler.states import SECOND_NS, Append, States
@@ -79,8 +80,8 @@ def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Na
         flush=writer.flush,
         clock=clock,
     )
-    account = Account(append, lambda: writer.lost_rows, clock)
     gpus = GpuThread(lambda: NvmlWork(options, append, writer.flush, states, trees.pids, seed, clock), states, clock)
+    account = Account(append, lambda: writer.lost_rows, lambda: {**host.costs_ns(), **gpus.costs_ns()}, clock)
     # What does not need the driver comes first, and is in the file before the driver is called.
     host.run_due()
     account.look()
@@ -97,7 +98,7 @@ def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Na
             writer.sync()
     host.finish()
     ended = gpus.end()
-    account.close(clock.monotonic_ns())
+    account.write(clock.monotonic_ns())
     writer.close(end.reason)
     return ended
 

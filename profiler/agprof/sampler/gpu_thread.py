@@ -70,6 +70,10 @@ class GpuThread:
                 self._states.set(now_ns, FIELD, "ok")
             self._hung = None
 
+    def costs_ns(self) -> dict[str, int]:
+        """CPU time of each tier so far."""
+        return {} if self._work is None else self._work.lane.costs_ns()
+
     def end(self) -> bool:
         """Have the thread end after its sample in progress. False when it hangs: then nobody may wait for it."""
         self._stop.set()

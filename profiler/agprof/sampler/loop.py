@@ -18,12 +18,11 @@ from typing import Literal, Protocol
 from agprof.sampler.budget import SLOW_READ_NS, Budget
 from agprof.sampler.run_delay import RunDelay
 from agprof.sampler.schedule import Schedule
-from agprof.sampler.states import SECOND_NS, Append, States, describe
+from agprof.sampler.states import Append, States, describe
 
 TierName = Literal["fast", "medium", "slow"]
 MAX_PERIOD_S: Mapping[TierName, float] = {"fast": 10.0, "medium": 10.0, "slow": 60.0}
 """As far as a budget slows a tier down; one that was asked to be slower stays as it is."""
-SELF_PERIOD_NS = 10 * SECOND_NS
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -100,6 +99,10 @@ class Lane:
             if self.clock.monotonic_ns() >= tier.due_ns:
                 self._run(tier)
 
+    def costs_ns(self) -> dict[str, int]:
+        """CPU time of each tier so far; may be asked by another thread."""
+        return {f"{self.name}.{tier.name}": tier.cpu_ns for tier in self.tiers}
+
     def finish(self) -> None:
         """Sample everything a last time."""
         for tier in self.tiers:
@@ -145,31 +148,3 @@ class Lane:
                 # A driver's library may end the process at its first call: what was read before is on the disk then.
                 self.flush()
         return cpu_ns, slow
-
-
-@dataclass(slots=True)
-class Account:
-    """What the sampler says about itself: CPU time, resident set, rows that could not be written."""
-
-    append: Append
-    lost_rows: Callable[[], int]
-    clock: Clock = field(default_factory=Clock)
-    due_ns: int = 0
-    _reported_lost: int = 0
-
-    def look(self) -> None:
-        """Append a row when it is time."""
-        now_ns = self.clock.monotonic_ns()
-        if now_ns >= self.due_ns:
-            self.due_ns = now_ns + SELF_PERIOD_NS
-            self.close(now_ns)
-
-    def close(self, now_ns: int) -> None:
-        """Append a row now."""
-        lost = self.lost_rows()
-        if lost != self._reported_lost:
-            reason = f"{lost - self._reported_lost} rows could not be written"
-            self._reported_lost = lost
-            self.append("sampler_state", (now_ns, "store", "retry", reason, None, None))
-        cpu_ns, rss_bytes = self.clock.process_cpu_ns(), self.clock.resident_bytes()
-        self.append("sampler_state", (now_ns, "self", "ok", "", cpu_ns, rss_bytes))

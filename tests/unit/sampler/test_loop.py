@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agprof.sampler.loop import Account, Clock, Lane, tier
+from agprof.sampler.loop import Clock, Lane, tier
 from agprof.sampler.schedule import Schedule
 from agprof.sampler.states import SECOND_NS, Backoff, Probe, Rate, States
 
@@ -178,6 +178,7 @@ def test_more_than_one_percent_of_a_core_doubles_the_period(cpu_ms: int, periods
         found.add(rig.medium.schedule.period_s)
     assert found == periods
     assert rig.slow.schedule.period_s == 5
+    assert rig.lane.costs_ns() == {"host.medium": len(rig.part.times) * cpu_ms * MS, "host.slow": 0}
     if cpu_ms == 15:
         ((state, reason),) = rig.states("tier.medium")
         assert state == "slowed"
@@ -246,19 +247,6 @@ def test_the_last_sample_is_taken_of_everything() -> None:
     counts = [len(part.times) for part in (rig.part, rig.other, rig.cores)]
     rig.lane.finish()
     assert [len(part.times) for part in (rig.part, rig.other, rig.cores)] == [count + 1 for count in counts]
-
-
-def test_it_accounts_for_itself_every_ten_seconds_and_says_lost_rows() -> None:
-    time, lost = Time(), [0]
-    rows: list[tuple[Any, ...]] = []
-    account = Account(lambda table, row: rows.append(row), lambda: lost[0], time.clock())
-    for _ in range(31):
-        account.look()
-        time.now += SECOND_NS
-    assert [row[1:] for row in rows] == [("self", "ok", "", 0, 123)] * 4
-    lost[0] = 5
-    account.close(time.now)
-    assert [row[1:4] for row in rows[4:]] == [("store", "retry", "5 rows could not be written"), ("self", "ok", "")]
 
 
 def test_a_rate_is_none_at_first_and_where_the_counter_went_backwards() -> None:

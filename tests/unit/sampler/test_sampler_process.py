@@ -207,7 +207,8 @@ def test_bad_options_are_refused(tmp_path: Path, bad: list[str]) -> None:
 def test_it_imports_nothing_heavy() -> None:
     code = (
         "import agprof.sampler.__main__, sys; "
-        "heavy = {'polars', 'pydantic', 'rich', 'yaml', 'numpy', 'torch', 'pynvml', 'prometheus_client', 'agprof.store.reader'}; "
+        "heavy = {'polars', 'pydantic', 'rich', 'yaml', 'numpy', 'torch', 'pynvml', 'prometheus_client', "
+        "'agprof.store.reader'}; "
         "print(*sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
