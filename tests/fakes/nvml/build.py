@@ -1,6 +1,7 @@
 """Compiles the fake NVML, and gives it to tests: as a folder for LD_LIBRARY_PATH, or as a binding in this process."""
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
@@ -48,15 +49,14 @@ class FakeNvml:
     def binding(
         self, scenario: Path, clock: Path, *, without: tuple[str, ...] = (), log: Path | None = None
     ) -> Iterator[ModuleType]:
-        """nvidia-ml-py's module in this process, on the fake; a copy of its own, so that nothing else sees it.
+        """nvidia-ml-py's module in this process, on the fake; a copy, so that nothing but its users sees the fake.
 
         The library has one state per process: one scenario at a time.
         """
         # Under another soname: what looks for libnvidia-ml.so.1 in this process must not find it.
         path = self._compile("libagprof-fake-nvml.so", without, "") / "libagprof-fake-nvml.so"
-        library = ctypes.CDLL(str(path))
-        module = _copy_of_binding()
-        module.nvmlLib = library  # type: ignore[attr-defined]
+        module = _copy_of_binding(path)
+        library = module.nvmlLib
         environment = {
             "AGPROF_FAKE_NVML": str(scenario),
             "AGPROF_FAKE_NVML_CLOCK": str(clock),
@@ -112,7 +112,8 @@ def _symbols() -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _copy_of_binding() -> ModuleType:
+@functools.cache
+def _copy_of_binding(library: Path) -> ModuleType:
     found = importlib.util.find_spec("pynvml")
     assert found is not None and found.origin is not None, "nvidia-ml-py is not installed"
     spec = importlib.util.spec_from_file_location("pynvml_on_the_fake", found.origin)
@@ -121,6 +122,7 @@ def _copy_of_binding() -> ModuleType:
     # The binding's own classes look their module up by name while it is executed.
     with mock.patch.dict("sys.modules", {"pynvml_on_the_fake": module}):
         spec.loader.exec_module(module)
+    module.nvmlLib = ctypes.CDLL(str(library))  # type: ignore[attr-defined]
     return module
 
 

@@ -257,7 +257,7 @@ def test_without_processes_only_these_are_missing(rig: RigMaker, healthy: dict[s
             del healthy["gpu_processes"]
         assert rows_of(found) == healthy
         ((state, reason),) = found.said(f"gpu.0.processes.{kind.lower()}")
-        assert (state, "Permission" in reason) == ("unsupported", True)
+        assert (state, "NVML_ERROR_NO_PERMISSION" in reason) == ("unsupported", True)
 
 
 def test_memory_of_a_process_that_nvml_does_not_tell_is_none(rig: RigMaker) -> None:
