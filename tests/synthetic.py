@@ -393,10 +393,21 @@ def _facts(spec: Spec, rank: _Rank) -> None:
             size = {"layers": layers, "hidden": hidden, "vocab": 512, "params": 100_000, "lora_dim": 0}
             size |= {"dtype": "bfloat16", "declared_dtype": "bfloat16", "gradient_checkpointing": False}
             facts |= {f"rlhf.{role}.{key}": value for key, value in size.items()}
+    if spec.gpus:
+        facts["device.uuid"] = _gpu_uuid(rank.node, _local(spec, rank) % spec.gpus)
     if spec.hostile:
         facts["device.name"] = HOSTILE
     for key, value in facts.items():
         rank.add("facts", BOOT_NS, key, json.dumps(value))
+
+
+def _local(spec: Spec, rank: _Rank) -> int:
+    """Number of the rank on its node."""
+    return rank.number - next(n for n in range(spec.ranks) if n * spec.nodes // spec.ranks == rank.node)
+
+
+def _gpu_uuid(node: int, gpu: int) -> str:
+    return f"GPU-{node:04x}{gpu:04x}-1d2e-4f50-8a6b-0123456789ab"
 
 
 MODULE_LEAVES: dict[str, tuple[str, int, int, float, float, float, int]] = {
@@ -554,7 +565,7 @@ def _write_node(spec: Spec, path: Path, node: int, end: int, random_: random.Ran
     for gpu in range(spec.gpus):
         name = HOSTILE if spec.hostile else "NVIDIA H200"
         bus = f"00000000:{gpu:02X}:00.0"
-        rows.setdefault("gpus", []).append((gpu, f"GPU-{gpu}", bus, name, 143_771 * MIB, 700_000, "570.1"))
+        rows.setdefault("gpus", []).append((gpu, _gpu_uuid(node, gpu), bus, name, 143_771 * MIB, 700_000, "570.1"))
     header = {
         "kind": "node",
         "node": node,

@@ -283,7 +283,8 @@ def _scope(gpus: int, hosts: Sequence[int], view: View, notes: Sequence[str]) ->
 def _sentence(scope: str, run: Figure, kwh: Figure, per_step: Figure, per_token: Figure, power: Figure) -> str:
     if run.value is None or kwh.value is None:
         return f"The energy is not known: {run.reason}."
-    words = f"{scope[:1].upper()}{scope[1:]} used {format_value(run.value, 'J')} ({format_value(kwh.value, 'kWh')})"
+    told = scope.partition(" (")[0]
+    words = f"{told[:1].upper()}{told[1:]} used {format_value(run.value, 'J')} ({format_value(kwh.value, 'kWh')})"
     if per_step.value is None:
         return f"{words} over the run; of the steady steps it is not known: {per_step.reason}."
     token = f" and {format_value(per_token.value, 'J')} a token" if per_token.value is not None else ""

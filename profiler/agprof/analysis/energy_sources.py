@@ -57,11 +57,11 @@ def _used(view: View, mapping: Sequence[GpuMapping]) -> tuple[_Used, list[str]]:
             whole = physical(listed.get(row.node, []), row.gpu)
             used.gpus.add((row.node, whole))
             if whole != row.gpu:
-                note = f"of GPU {whole} of node {row.node}, of which the run uses a MIG instance, the whole"
+                note = f"GPU {whole} of node {row.node} whole, although the run uses MIG instances of it"
                 notes.extend([note] if note not in notes else [])
         elif view.facts.get(row.rank, {}).get("device.type") != "cpu" and row.node not in used.whole_nodes:
             used.whole_nodes.add(row.node)
-            notes.append(f"all GPUs of node {row.node}, since that of rank {row.rank} is not known ({row.reason})")
+            notes.append(f"all of node {row.node}, since which of them rank {row.rank} uses is not known")
     return used, notes
 
 

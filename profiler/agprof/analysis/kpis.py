@@ -73,9 +73,10 @@ def _of_energy(energy: EnergyAnswer | None) -> tuple[Kpi, ...]:
     """Energy per step and per token, where it was measured."""
     if energy is None:
         return ()
+    scope = energy.scope.partition(" (")[0]
     kpis = (
-        Kpi(key="energy_per_step", label="Energy per step", figure=energy.per_step, note=energy.scope),
-        Kpi(key="energy_per_token", label="Energy per token", figure=energy.per_token, note=energy.scope),
+        Kpi(key="energy_per_step", label="Energy per step", figure=energy.per_step, note=scope),
+        Kpi(key="energy_per_token", label="Energy per token", figure=energy.per_token, note=scope),
     )
     return tuple(kpi for kpi in kpis if kpi.figure.value is not None)
 

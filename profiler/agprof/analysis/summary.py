@@ -106,7 +106,7 @@ def _energy(answers: RunAnswers) -> list[str]:
     for figure, what in ((energy.per_step, "step"), (energy.per_token, "token")):
         if figure.value is not None:
             words.append(f"{format_value(figure.value, 'J')} a {what}")
-    return [f"energy: {', '.join(words)} ({energy.scope})"]
+    return [f"energy: {', '.join(words)} ({energy.scope.partition(' (')[0]})"]
 
 
 def _out_of_memory(answers: RunAnswers) -> list[str]:

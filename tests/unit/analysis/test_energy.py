@@ -327,7 +327,7 @@ def test_only_the_gpus_of_the_run_are_summed() -> None:
 def test_a_rank_whose_gpu_is_not_known_brings_in_the_whole_node() -> None:
     answer = four_gpus({0: on(1), 1: {"device.type": "cuda"}})
     assert answer.run.value == pytest.approx(1000 * 100, rel=1e-3)
-    assert answer.scope.startswith("4 GPUs (all GPUs of node 0, since that of rank 1 is not known")
+    assert answer.scope == "4 GPUs (all of node 0, since which of them rank 1 uses is not known)"
 
 
 def test_ranks_that_share_a_gpu_count_it_once() -> None:
@@ -340,7 +340,7 @@ def test_of_a_mig_instance_the_whole_gpu_is_counted_and_said() -> None:
     answer = four_gpus({0: on(9, "MIG")}, gpus)
     assert answer.run.value == pytest.approx(300 * 100, rel=1e-3)
     assert [gpu.gpu for gpu in answer.gpus] == [0, 1, 2, 3]
-    assert "MIG instance, the whole" in answer.scope
+    assert answer.scope == "1 GPU (GPU 2 of node 0 whole, although the run uses MIG instances of it)"
 
 
 def test_ranks_on_the_cpu_use_no_gpu() -> None:
