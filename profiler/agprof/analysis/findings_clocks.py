@@ -8,7 +8,7 @@ import polars as pl
 
 from agprof.analysis.evidence import Evidence, saving
 from agprof.analysis.system_figures import name_gpu, used_gpus
-from agprof.analysis.system_samples import inside, on_axis, steady_window
+from agprof.analysis.system_samples import inside, steady_window, timed
 from agprof.analysis.system_throttles import KINDS, POWER_BITS, THERMAL_BITS, in_words
 from agprof.model.answers import Finding
 from agprof.model.figure import Figure
@@ -109,7 +109,9 @@ def hardware_brake(evidence: Evidence) -> Finding | None:
 
 
 def _held(evidence: Evidence, kind: str) -> list[Held]:
-    """Of each GPU in use: how long it is held down and at which clock."""
+    """Of each GPU in use: how long it is held down and at which clock; nothing is looked at where that is never."""
+    if not _ever(evidence, kind):
+        return []
     rows = {(gpu.node, gpu.gpu): gpu for gpu in used_gpus(evidence.system.gpus)}
     clocks = _clock_rows(evidence, kind)
     found = []
@@ -134,11 +136,18 @@ def _held(evidence: Evidence, kind: str) -> list[Held]:
     return found
 
 
+def _ever(evidence: Evidence, kind: str) -> bool:
+    used = used_gpus(evidence.system.gpus)
+    if kind == "hardware":
+        return any(span.kind == kind for span in evidence.system.throttles)
+    return any(gpu.throttled_power.value if kind == "power" else gpu.throttled_thermal.value for gpu in used)
+
+
 def _clock_rows(evidence: Evidence, kind: str) -> dict[tuple[int, int], dict[str, float | None]]:
     """Median SM clock by GPU while its clocks are held down for `kind`, and while it works and they are not."""
     bits = {"power": POWER_BITS, "thermal": THERMAL_BITS, "hardware": KINDS["hardware"]}[kind]
     view = evidence.view
-    samples = inside(on_axis(view, "gpu_samples", "gpu"), steady_window(view))
+    samples = inside(timed(view, "gpu_samples"), steady_window(view))
     reasons = pl.col("clock_event_reasons")
     held = (reasons & bits) != 0
     counter = {"power": "throttled_power_ns", "thermal": "throttled_thermal_ns"}.get(kind)

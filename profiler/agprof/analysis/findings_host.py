@@ -3,7 +3,7 @@
 import polars as pl
 
 from agprof.analysis.evidence import Evidence, saving
-from agprof.analysis.system_samples import inside, on_axis, steady_window
+from agprof.analysis.system_samples import inside, on_axis, steady_window, timed
 from agprof.model.answers import Finding
 from agprof.model.format import format_value, percent
 
@@ -120,7 +120,7 @@ def swapping(evidence: Evidence) -> Finding | None:
         pl.col("swap_in_bytes_per_s").mean(),
         pl.col("swap_out_bytes_per_s").mean(),
         share=(pl.col("swap_in_bytes_per_s") > 0).mean(),
-        growth=pl.col("swap_used_bytes").last() - pl.col("swap_used_bytes").first(),
+        growth=pl.col("swap_used_bytes").sort_by("at_ns").last() - pl.col("swap_used_bytes").sort_by("at_ns").first(),
         used=pl.col("swap_used_bytes").max(),
     )
     if not means.height:
@@ -216,7 +216,7 @@ def cpu_quota(evidence: Evidence) -> Finding | None:
 def cpu_wait(evidence: Evidence) -> Finding | None:
     """A rank's main thread is ready to run and gets no CPU."""
     view = evidence.view
-    rows = inside(on_axis(view, "process_samples"), steady_window(view)).filter(pl.col("role") == "rank")
+    rows = inside(timed(view, "process_samples"), steady_window(view)).filter(pl.col("role") == "rank")
     means = rows.drop_nulls("rank").group_by("rank").agg(
         pl.col("cpu_wait_ratio").mean(), n=pl.col("cpu_wait_ratio").count()
     )  # fmt: skip
@@ -281,4 +281,4 @@ def network_errors(evidence: Evidence) -> Finding | None:
 
 def _steady(evidence: Evidence) -> pl.DataFrame:
     view = evidence.view
-    return inside(on_axis(view, "host_samples"), steady_window(view))
+    return inside(timed(view, "host_samples"), steady_window(view))

@@ -7,7 +7,7 @@ import polars as pl
 
 from agprof.analysis.evidence import Evidence
 from agprof.analysis.system_figures import used_gpus
-from agprof.analysis.system_samples import inside, on_axis, steady_window
+from agprof.analysis.system_samples import inside, steady_window, timed
 from agprof.model.format import format_value, percent
 
 _BUSY_LOADER, _IDLE_LOADER = 0.8, 0.5
@@ -40,8 +40,8 @@ def look(evidence: Evidence) -> Loading:
     """Gather it."""
     view = evidence.view
     window = steady_window(view)
-    workers = inside(on_axis(view, "process_samples"), window).filter(pl.col("role") == "worker")
-    host = inside(on_axis(view, "host_samples"), window)
+    workers = inside(timed(view, "process_samples"), window).filter(pl.col("role") == "worker")
+    host = inside(timed(view, "host_samples"), window)
     loaders = _int(workers["loaders"].max())
     cores = workers.filter(pl.col("loaders") > 0).select((pl.col("loader_cpu_cores") / pl.col("loaders")).mean()).item()
     busy = [gpu.utilization.value for gpu in used_gpus(evidence.system.gpus) if gpu.utilization.value is not None]

@@ -10,7 +10,7 @@ from agprof.analysis.system_events import gpu_events
 from agprof.analysis.system_figures import system_figures, system_sentence
 from agprof.analysis.system_gpus import gpu_rows
 from agprof.analysis.system_network import interface_rows
-from agprof.analysis.system_samples import steady_window
+from agprof.analysis.system_samples import Samples, steady_window
 from agprof.analysis.system_states import not_measured, sampler_gaps
 from agprof.analysis.system_throttles import throttle_spans
 from agprof.analysis.view import View
@@ -22,12 +22,13 @@ def analyse_system(view: View, mapping: Sequence[GpuMapping] | None = None) -> S
     """The system section. `mapping` is `map_gpus(view)`, when it is known already."""
     mapping = map_gpus(view) if mapping is None else mapping
     window = steady_window(view)
-    gpus = gpu_rows(view, window, mapping)
-    figures = system_figures(view, window, gpus)
-    curves, cores, decimation = system_curves(view)
-    throttles, joined = throttle_spans(view)
+    tables = Samples(view)
+    gpus = gpu_rows(tables, window, mapping)
+    figures = system_figures(tables, window, gpus)
+    curves, cores, decimation = system_curves(tables)
+    throttles, joined = throttle_spans(tables)
     return SystemAnswer(
-        sentence=system_sentence(view, window, gpus, figures),
+        sentence=system_sentence(tables, window, gpus, figures),
         curves=curves,
         figures=figures,
         decimation=" ".join(filter(None, (decimation, joined))) or None,

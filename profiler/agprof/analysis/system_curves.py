@@ -7,8 +7,7 @@ import polars as pl
 
 from agprof.analysis.curves import Points
 from agprof.analysis.decimation import Grid, averaged, decimated, was_decimated
-from agprof.analysis.system_samples import many_nodes, on_axis, prefix, with_gaps_marked
-from agprof.analysis.view import View
+from agprof.analysis.system_samples import Samples, many_nodes, prefix, with_gaps_marked
 from agprof.model.figure import Curve
 
 MOST_POINTS = 2000
@@ -108,36 +107,37 @@ INTERFACE = (
 )
 
 
-def system_curves(view: View) -> tuple[tuple[Curve, ...], tuple[Curve, ...], str | None]:
+def system_curves(tables: Samples) -> tuple[tuple[Curve, ...], tuple[Curve, ...], str | None]:
     """All curves, those of the cores, and what was left out of them (None: nothing)."""
-    series = [found for found in _all_series(view) if found.rows.height]
+    view = tables.view
+    series = [found for found in _all_series(tables) if found.rows.height]
     grid = _grid(series)
     several = many_nodes(view)
-    curves = [*(curve for found in series for curve in _curves(found, grid, several)), *_constants(view, several)]
-    cores, cores_cut = _cores(view, several)
+    curves = [*(curve for found in series for curve in _curves(found, grid, several)), *_constants(tables, several)]
+    cores, cores_cut = _cores(tables, several)
     cut = [grid.sentence] if any(_is_cut(found, grid) for found in series) else []
     return _in_order(curves), cores, " ".join([*cut, *cores_cut]) or None
 
 
-def _all_series(view: View) -> Iterator[Series]:
-    states = on_axis(view, "gpu_states", "gpu")
-    samples, activity = on_axis(view, "gpu_samples", "gpu"), on_axis(view, "gpu_activity", "gpu")
+def _all_series(tables: Samples) -> Iterator[Series]:
+    states = tables.of("gpu_states", "gpu")
+    samples, activity = tables.of("gpu_samples", "gpu"), tables.of("gpu_activity", "gpu")
     counted = samples[GPU_PCIE[0].column].null_count() < samples.height
     gpu = (*GPU, *(GPU_PCIE if counted else ()), *(() if states.height else GPU_OLD))
     yield Series(rows=samples, keys=("gpu",), sources=gpu)
     yield Series(rows=activity, keys=("gpu",), sources=(*GPU_ACTIVITY, *(() if counted else GPU_PCIE)))
     yield Series(rows=states, keys=("gpu",), sources=GPU_STATES)
-    processes = on_axis(view, "process_samples", "rank", "role")
+    processes = tables.of("process_samples", "rank", "role")
     yield Series(rows=processes, keys=("rank", "role"), sources=PROCESS)
     loaders = processes.filter((pl.col("role") == "worker") & (pl.col("loaders").max().over("node", "rank") > 0))
     yield Series(rows=loaders, keys=("rank", "role"), sources=LOADERS)
-    yield Series(rows=on_axis(view, "host_samples"), keys=(), sources=HOST)
-    yield Series(rows=_busy_interfaces(view), keys=("interface",), sources=INTERFACE)
+    yield Series(rows=tables.of("host_samples"), keys=(), sources=HOST)
+    yield Series(rows=_busy_interfaces(tables), keys=("interface",), sources=INTERFACE)
 
 
-def _busy_interfaces(view: View) -> pl.DataFrame:
+def _busy_interfaces(tables: Samples) -> pl.DataFrame:
     """Samples of a node's interfaces where more than one carries traffic: the node's sum says the rest."""
-    rows = on_axis(view, "network_samples", "interface").filter(pl.col("kind") != "loopback")
+    rows = tables.of("network_samples", "interface").filter(pl.col("kind") != "loopback")
     traffic = pl.sum_horizontal("sent_bytes_per_s", "received_bytes_per_s").max()
     busy = rows.group_by("node", "interface").agg(most=traffic).filter(pl.col("most") > 0)
     several = busy.filter(pl.len().over("node") > 1)
@@ -209,12 +209,13 @@ def _curve(owner: dict[str, object], source: Source, points: Points, several: bo
     )
 
 
-def _constants(view: View, several: bool) -> Iterator[Curve]:
+def _constants(tables: Samples, several: bool) -> Iterator[Curve]:
     """Memory and power limit of each GPU as `gpus` has them, where nothing newer was sampled."""
+    view = tables.view
     if view.tables["gpu_states"].height:
         return
     limits = view.tables["gpus"].unique(["node", "gpu"], keep="last", maintain_order=True)
-    ends = on_axis(view, "gpu_samples", "gpu").group_by("node", "gpu", maintain_order=True).agg(
+    ends = tables.of("gpu_samples", "gpu").group_by("node", "gpu", maintain_order=True).agg(
         begin=pl.col("at_ns").first(), end=pl.col("at_ns").last()
     )  # fmt: skip
     for row in ends.join(limits, on=["node", "gpu"], maintain_order="left").iter_rows(named=True):
@@ -245,8 +246,8 @@ def _is_of_processes(curve: Curve) -> bool:
     return curve.rank is not None or curve.label.startswith("command ")
 
 
-def _cores(view: View, several: bool) -> tuple[tuple[Curve, ...], list[str]]:
-    rows = on_axis(view, "core_samples", "core").drop_nulls("busy_ratio")
+def _cores(tables: Samples, several: bool) -> tuple[tuple[Curve, ...], list[str]]:
+    rows = tables.of("core_samples", "core").drop_nulls("busy_ratio")
     known = rows.select("node", "core").unique().sort("node", "core")
     if not known.height:
         return (), []

@@ -6,8 +6,7 @@ from statistics import mean, median
 import polars as pl
 
 from agprof.analysis.statistics import median_rank, nothing
-from agprof.analysis.system_samples import Window, inside, on_axis
-from agprof.analysis.view import View
+from agprof.analysis.system_samples import Samples, Window, inside
 from agprof.model.figure import Figure, Kpi
 from agprof.model.format import format_value, percent
 from agprof.model.system_answers import GpuRow
@@ -25,10 +24,10 @@ def used_gpus(gpus: Sequence[GpuRow]) -> tuple[GpuRow, ...]:
     return tuple(gpu for gpu in gpus if gpu.ranks) or tuple(gpus)
 
 
-def system_figures(view: View, window: Window, gpus: Sequence[GpuRow]) -> tuple[Kpi, ...]:
+def system_figures(tables: Samples, window: Window, gpus: Sequence[GpuRow]) -> tuple[Kpi, ...]:
     """Host and processes as medians of samples; GPUs as means over those in use, with the lowest and highest GPU."""
-    host = inside(on_axis(view, "host_samples"), window)
-    process = inside(on_axis(view, "process_samples"), window)
+    host = inside(tables.of("host_samples"), window)
+    process = inside(tables.of("process_samples"), window)
     own, workers = (process.filter(pl.col("role") == role) for role in ("rank", "worker"))
     kpis = [
         _kpi("host_cpu", "Host CPU busy", host, "cpu_ratio", "ratio", window),
@@ -112,14 +111,15 @@ def _kpi(key: str, label: str, samples: pl.DataFrame, column: str, unit: str, wi
     return Kpi(key=key, label=label, figure=figure)
 
 
-def system_sentence(view: View, window: Window, gpus: Sequence[GpuRow], figures: Sequence[Kpi]) -> str:
+def system_sentence(tables: Samples, window: Window, gpus: Sequence[GpuRow], figures: Sequence[Kpi]) -> str:
     """What GPUs and host did, in figures."""
+    view = tables.view
     if not any(view.tables[name].height for name in ("host_samples", "process_samples", "gpu_samples")):
         return "No sampler ran: nothing is known of GPU and host over time."
     values = {kpi.key: kpi.figure.value for kpi in figures}
     used = used_gpus(gpus)
     words = [*_of_gpus(used), *_throttled(used)] if used else []
-    words += _of_hosts(view, window)
+    words += _of_hosts(tables, window)
     # What a command uses, its children too, is said by `monitor`.
     if view.ranks and (cores := values.get("rank_cpu")) is not None:
         words.append(f"a rank uses {format_value(cores, 'cores')}")
@@ -198,8 +198,8 @@ def _throttled(gpus: Sequence[GpuRow]) -> list[str]:
     return words
 
 
-def _of_hosts(view: View, window: Window) -> list[str]:
-    rows = inside(on_axis(view, "host_samples"), window).group_by("node").agg(pl.col("cpu_ratio").median())
+def _of_hosts(tables: Samples, window: Window) -> list[str]:
+    rows = inside(tables.of("host_samples"), window).group_by("node").agg(pl.col("cpu_ratio").median())
     busy = sorted(rows["cpu_ratio"].drop_nulls().to_list())
     if not busy:
         return []

@@ -7,10 +7,9 @@ from typing import Any
 import polars as pl
 
 from agprof.analysis.statistics import nothing
-from agprof.analysis.system_samples import Window, inside, on_axis
+from agprof.analysis.system_samples import Samples, Window, inside
 from agprof.analysis.system_states import Reasons, reasons_of
 from agprof.analysis.system_throttles import POWER_BITS, THERMAL_BITS
-from agprof.analysis.view import View
 from agprof.model.figure import Figure
 from agprof.model.system_answers import GpuMapping, GpuRow
 
@@ -49,17 +48,17 @@ class _Gpu:
         return self.reasons.of_gpu(self.node, self.gpu, *fields, default=default)
 
 
-def gpu_rows(view: View, window: Window, mapping: Sequence[GpuMapping]) -> tuple[GpuRow, ...]:
+def gpu_rows(tables_of: Samples, window: Window, mapping: Sequence[GpuMapping]) -> tuple[GpuRow, ...]:
     """Rows by node and GPU: of all that `gpus` or a sample names. `energy` is filled in from the answer on energy."""
-    samples = on_axis(view, "gpu_samples", "gpu")
-    states = on_axis(view, "gpu_states", "gpu")
+    view = tables_of.view
+    samples, states = tables_of.of("gpu_samples", "gpu"), tables_of.of("gpu_states", "gpu")
     tables = {
         "identity": _rows(view.tables["gpus"].unique(_BY, keep="last", maintain_order=True)),
         "samples": _rows(_of_samples(samples, window)),
         "states": _rows(_of_states(inside(states, window))),
-        "activity": _rows(_of_activity(inside(on_axis(view, "gpu_activity", "gpu"), window))),
+        "activity": _rows(_of_activity(inside(tables_of.of("gpu_activity", "gpu"), window))),
         "whole": _rows(_peaks(states if states.height else samples)),
-        "health": _rows(_of_health(on_axis(view, "gpu_health", "gpu"))),
+        "health": _rows(_of_health(tables_of.of("gpu_health", "gpu"))),
         "events": _rows(
             view.tables["gpu_events"].filter(pl.col("kind") == "xid").drop_nulls("gpu").group_by(_BY).len("xids")
         ),

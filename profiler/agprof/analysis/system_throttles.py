@@ -1,9 +1,11 @@
 """When the clocks of GPUs were held down, by the driver's clock event reasons (NVML's nvmlClocksEventReason*)."""
 
+from functools import reduce
+from operator import or_
+
 import polars as pl
 
-from agprof.analysis.system_samples import on_axis, with_gaps_marked
-from agprof.analysis.view import View
+from agprof.analysis.system_samples import Samples, with_gaps_marked
 from agprof.model.format import format_value
 from agprof.model.system_answers import ThrottleKind, ThrottleSpan
 
@@ -27,6 +29,7 @@ KINDS: dict[ThrottleKind, int] = {
     "other": RELIABILITY,
 }
 """Bits by kind. Idle (0x1), clocks set by an application (0x2) and for a display (0x100) hold nothing down."""
+_ANY = reduce(or_, KINDS.values())
 POWER_BITS = SOFTWARE_POWER_CAP | BOARD_LIMIT | POWER_BRAKE
 THERMAL_BITS = KINDS["thermal"]
 """As the driver's counters of time are summed in `throttled_power_ns` and `throttled_thermal_ns`."""
@@ -37,15 +40,16 @@ _LEAST_SPANS = 40
 """Of one GPU and kind."""
 
 
-def throttle_spans(view: View) -> tuple[tuple[ThrottleSpan, ...], str | None]:
+def throttle_spans(tables: Samples) -> tuple[tuple[ThrottleSpan, ...], str | None]:
     """Spans by GPU and time; those of one kind don't overlap. And what was joined in them (None: nothing).
 
     A span goes from the first sample that shows the reason to the first that does not; a gap ends it.
     """
-    samples = on_axis(view, "gpu_samples", "gpu").drop_nulls("clock_event_reasons")
-    if not samples.height:
+    rows = tables.of("gpu_samples", "gpu").select("node", "gpu", "at_ns", reasons="clock_event_reasons")
+    samples = rows.drop_nulls("reasons")
+    if not samples.select(((pl.col("reasons") & _ANY) != 0).any()).item():
         return (), None
-    samples = with_gaps_marked(samples.select("node", "gpu", "at_ns", reasons="clock_event_reasons"), "gpu")
+    samples = with_gaps_marked(samples, "gpu")
     found = pl.concat([_spans_of(samples, kind, bits) for kind, bits in KINDS.items()])
     found, joined_ns = _joined(found)
     spans = tuple(

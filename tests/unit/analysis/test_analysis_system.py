@@ -8,7 +8,7 @@ import pytest
 
 from agprof.analysis.system import analyse_system
 from agprof.analysis.system_curves import LEAST_POINTS, MOST_POINTS
-from agprof.analysis.system_samples import on_axis, steady_window, with_gaps_marked
+from agprof.analysis.system_samples import Samples, on_axis, steady_window, with_gaps_marked
 from agprof.analysis.system_throttles import MOST_SPANS, in_words, throttle_spans
 from agprof.model.figure import Curve, Figure
 from agprof.model.system_answers import GpuRow, SystemAnswer
@@ -356,7 +356,7 @@ def test_many_throttled_stretches_keep_their_sum_and_do_not_overlap() -> None:
         "gpu_samples", (pl.col("time_ns") - BOOT_NS) % SECOND < SECOND // 2, clock_event_reasons=4
     )
     view = system.view()
-    spans, note = throttle_spans(view)
+    spans, note = throttle_spans(Samples(view))
     assert MOST_SPANS // 2 <= len(spans) <= MOST_SPANS + 2
     assert note is not None
     assert "as long as they are together" in note
