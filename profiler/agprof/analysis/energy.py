@@ -27,7 +27,7 @@ _WORDS: dict[EnergyMethod, str] = {
     "integral of average power": "trapezoid of NVML's power averaged over 1 s, each reading moved to the middle of it",
 }
 _INTERVAL = (
-    "interval: sensor ±5 % (NVML's documentation; arXiv:2312.02741), a counter up to 100 ms old at each end, "
+    "interval: sensor ±5 % (NVML's documentation, of older GPUs), a counter up to 100 ms old at each end, "
     "of integrals 1.96 standard errors of the readings; upwards what was left out at the highest power seen"
 )
 _HOST_WORDS = "RAPL of all CPU packages, and of their memory where it is told apart; interval: 1 ms at each end"

@@ -40,7 +40,8 @@ class Accuracy:
 
 
 NVML = Accuracy(sensor_ratio=0.05, refresh_ns=100_000_000)
-"""5 %: NVML's documentation of nvmlDeviceGetPowerUsage. 100 ms: "Part-time Power Measurements", arXiv:2312.02741."""
+"""5 %: NVML's documentation of nvmlDeviceGetPowerUsage gives it for Fermi and Kepler, and nothing for later GPUs.
+100 ms: "Part-time Power Measurements", arXiv:2312.02741."""
 RAPL = Accuracy(sensor_ratio=0.0, refresh_ns=1_000_000)
 """About 1 ms: Intel's Software Developer's Manual, volume 3, on RAPL, which gives no error of the energy itself."""
 
