@@ -25,6 +25,8 @@ class Nvml:
         self.call: tuple[str, int] | None = None
         """The call in progress and when it began; None between calls."""
         self._clock = clock
+        self.doubt = ""
+        """The newest failure of an optional value that may pass. Whoever asks for such values clears it before."""
         self._failed = ""
 
     def __call__(self, name: str, *arguments: Any, **options: Any) -> Any:
@@ -77,8 +79,8 @@ class Nvml:
         try:
             return self(name, *arguments, **options)
         except Exception as error:
-            if self.codes.of(error) != UNKNOWN:
-                self.judge(error)
+            if self.codes.of(error) == UNKNOWN or self.judge(error) == "retry":
+                self.doubt = self.explain(error)
             return None
 
     def either(self, new: str, old: str, *arguments: Any) -> Any:

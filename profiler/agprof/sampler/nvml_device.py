@@ -7,7 +7,7 @@ from typing import Any
 from agprof.sampler.nvml_calls import Nvml
 from agprof.sampler.nvml_errors import UNKNOWN
 from agprof.sampler.nvml_fields import Field
-from agprof.sampler.states import Append, Probe, States, Verdict
+from agprof.sampler.states import Append, Probe, State, States, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class Device:
     instance: int | None = None
     """Of a MIG instance: number of its GPU instance."""
     probes: dict[str, Probe] = field(default_factory=dict)
+    said: dict[str, State] = field(default_factory=dict)
+    """What `say` has said last."""
 
     def probe(self, now_ns: int, name: str, call: str, *arguments: Any, **options: Any) -> Any:
         """The value of an NVML call, or None with the reason in `sampler_state`.
@@ -55,14 +57,17 @@ class Device:
     def say(self, now_ns: int, name: str, fields: Iterable[Field]) -> None:
         """The state of a value that comes from these fields of a batch: that of the one that fares best."""
         reason = ""
-        state: Any = "unsupported"
+        state: State = "unsupported"
         for entry in fields:
             if entry.state == "ok":
                 state, reason = "ok", ""
                 break
             if entry.state == "retry" or not reason:
                 state, reason = entry.state, entry.reason
-        self.states.set(now_ns, f"gpu.{self.index}.{name}", state, reason)
+        # Five times a second, for each of eight values of each GPU: mostly there is nothing new to say.
+        if state != "ok" or self.said.get(name) != "ok":
+            self.said[name] = state
+            self.states.set(now_ns, f"gpu.{self.index}.{name}", state, reason)
 
     def judge(self, error: Exception) -> Verdict:
         """What an exception means for a value of this device. Raises DeviceLostError and LibraryLostError.

@@ -22,9 +22,10 @@ _VALUES = struct.Struct("=IIqqiIQ")
 """c_nvmlFieldValue_t: field, scope, timestamp, latency, type of the value, return code, the value's eight bytes."""
 MOST_ARRAYS = 8
 """Kept for as many sets of fields: those that are due together change little."""
-_DOUBLE, _SIGNED_64, _SIGNED_32 = 0, 4, 5
-_BITS = {1: 32, 2: 64, 3: 64, 4: 64, 5: 32, 6: 16}
-"""Width by NVML_VALUE_TYPE (an unsigned long has 64 bits on Linux)."""
+_DOUBLE = 0
+_UNSIGNED = {kind: (bits, (1 << bits) - 1) for kind, bits in {1: 32, 2: 64, 3: 64, 6: 16}.items()}
+"""NVML_VALUE_TYPE -> width of the value, and all ones (an unsigned long has 64 bits on Linux)."""
+_SIGNED = {4: 64, 5: 32}
 
 
 class Field:
@@ -46,26 +47,39 @@ class Field:
         self._backoff = Backoff()
 
     def take(self, now_ns: int, kind: int, raw: int) -> None:
-        bits = _BITS.get(kind)
-        if kind == _DOUBLE:
-            number = struct.unpack("=d", struct.pack("=Q", raw))[0]
-            self.value, self.bits = (round(number) if abs(number) < 2**63 else None), 64
-        elif bits is None:
-            self.fail(now_ns, "unsupported", f"value of the unknown type {kind}")
+        """The value as NVML gave it: its type, and the eight bytes of its union."""
+        known = _UNSIGNED.get(kind)
+        if known is None:
+            self._take_other(now_ns, kind, raw)
             return
-        else:
-            self.bits = bits
-            value = raw & ((1 << bits) - 1)
-            if kind in (_SIGNED_64, _SIGNED_32):
-                self.value = value - (1 << bits) if value >> (bits - 1) else value
-            else:
-                # All ones is NVML's word for a value that is not available.
-                self.value = None if value == (1 << bits) - 1 else value
-        if self.value is None:
+        self.bits, ones = known
+        value = raw & ones
+        if value == ones:
+            # NVML's word for a value that is not available.
             self.fail(now_ns, "retry", "the driver gives no value")
-            return
-        self.state, self.reason = "ok", ""
-        self._backoff.succeeded()
+        else:
+            self._succeed(now_ns, value)
+
+    def _take_other(self, now_ns: int, kind: int, raw: int) -> None:
+        if kind == _DOUBLE:
+            self.bits = 64
+            number = struct.unpack("=d", struct.pack("=Q", raw))[0]
+            if abs(number) < 2**63:
+                self._succeed(now_ns, round(number))
+            else:
+                self.fail(now_ns, "retry", "the driver gives no value")
+        elif kind in _SIGNED:
+            self.bits = _SIGNED[kind]
+            value = raw & ((1 << self.bits) - 1)
+            self._succeed(now_ns, value - (1 << self.bits) if value >> (self.bits - 1) else value)
+        else:
+            self.fail(now_ns, "unsupported", f"value of the unknown type {kind}")
+
+    def _succeed(self, now_ns: int, value: int) -> None:
+        self.value = value
+        if self.state != "ok":
+            self.state, self.reason = "ok", ""
+            self._backoff.succeeded()
         self.due_ns = now_ns + self.period_ns
 
     def fail(self, now_ns: int, state: Literal["retry", "unsupported"], reason: str) -> None:

@@ -53,6 +53,9 @@ class Gpu:
         self._nvml = nvml
         self._node = node
         self._backoff = Backoff()
+        self._again = Backoff()
+        self._doubt = ""
+        """Why what the GPU is may not be all told: it is opened again then."""
         self._slices: list[_Slice] = []
         """The GPU itself, then its MIG instances; empty while it is lost."""
         self._samples: Samples | None = None
@@ -62,10 +65,18 @@ class Gpu:
         """Make sure that the GPU is open. Returns the ns that it took. Raises DeviceLostError, LibraryLostError."""
         if not self._backoff.due(now_ns):
             raise DeviceLostError("waiting before the next try")
-        if self._slices:
+        if self._slices and not (self._doubt and self._again.due(now_ns)):
             return 0
         begin_ns = self._nvml.now_ns()
+        self.close()
+        self._nvml.doubt = ""
         self._open(now_ns)
+        self._doubt = self._nvml.doubt
+        self._node.states.set(now_ns, f"gpu.{self.index}.identity", "retry" if self._doubt else "ok", self._doubt)
+        if self._doubt:
+            self._again.failed(now_ns)
+        else:
+            self._again.succeeded()
         return self._nvml.now_ns() - begin_ns
 
     def found(self, now_ns: int) -> None:

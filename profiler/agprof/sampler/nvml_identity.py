@@ -129,6 +129,7 @@ def _links_up(nvml: Nvml, handle: Any) -> int | None:
             if code not in UNSUPPORTED:
                 if code != UNKNOWN:
                     nvml.judge(error)
+                nvml.doubt = nvml.explain(error)
                 return None
             answers.append(None)
     links = [answer for answer in answers if answer is not None]

@@ -43,6 +43,28 @@ def test_what_a_gpu_does_not_tell_about_itself_is_none() -> None:
     assert none_of(row) == set(row) - {"gpu", "uuid"}
 
 
+@pytest.mark.parametrize("call", ["nvmlDeviceGetUUID", "nvmlDeviceGetNvLinkState", "nvmlDeviceGetMigMode"])
+def test_what_a_gpu_could_not_tell_for_a_moment_is_asked_again(call: str) -> None:
+    nvml = StandIn()
+    nvml.faults[call, 0] = "NVML_ERROR_TIMEOUT"
+    rig = Rig(nvml)
+    rig.fast(0.2)
+    columns = {
+        "nvmlDeviceGetUUID": "uuid",
+        "nvmlDeviceGetNvLinkState": "nvlinks",
+        "nvmlDeviceGetMigMode": "mig_enabled",
+    }
+    assert none_of(rig.table("gpus")[0]) == {columns[call], "mig_parent", "numa_node"}
+    assert rig.states() == [("gpu.0.identity", "retry")]
+    nvml.faults.clear()
+    assert not gap(rig.fast(0.2)[0])
+    rig.fast(1)
+    assert none_of(rig.table("gpus")[-1]) == {"mig_parent", "numa_node"}
+    assert [state for state in rig.states() if "identity" in state[0]][1:] == [("gpu.0.identity", "ok")]
+    rig.fast(60)
+    assert len(rig.table("gpus")) == 2
+
+
 @pytest.mark.parametrize(
     ("bus_id", "node"),
     [
