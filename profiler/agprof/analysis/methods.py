@@ -80,7 +80,7 @@ _OF_ENERGY = (
         "averaged over 1 s and moved back by half of it. Power read further apart than three periods is not joined. "
         "Intervals: 5 % of the sensor (NVML's documentation gives it for older GPUs, and nothing for later ones), 100 "
         "ms of age of the counter at each end; on A100 and H100 the sensor looks a quarter of the time "
-        "(arXiv:2312.02741), so nothing under 5 s has a figure. Of a host: RAPL. Idle power is told and not subtracted.",
+        "(arXiv:2312.02741), so nothing under 5 s has a figure. Of a host: RAPL. Idle power is told, not subtracted.",
     ),
 )
 
