@@ -1,8 +1,5 @@
 """When the clocks of GPUs were held down, by the driver's clock event reasons (NVML's nvmlClocksEventReason*)."""
 
-from functools import reduce
-from operator import or_
-
 import polars as pl
 
 from agprof.analysis.system_samples import Samples, with_gaps_marked
@@ -29,7 +26,6 @@ KINDS: dict[ThrottleKind, int] = {
     "other": RELIABILITY,
 }
 """Bits by kind. Idle (0x1), clocks set by an application (0x2) and for a display (0x100) hold nothing down."""
-_ANY = reduce(or_, KINDS.values())
 POWER_BITS = SOFTWARE_POWER_CAP | BOARD_LIMIT | POWER_BRAKE
 THERMAL_BITS = KINDS["thermal"]
 """As the driver's counters of time are summed in `throttled_power_ns` and `throttled_thermal_ns`."""
@@ -47,10 +43,12 @@ def throttle_spans(tables: Samples) -> tuple[tuple[ThrottleSpan, ...], str | Non
     """
     rows = tables.of("gpu_samples", "gpu").select("node", "gpu", "at_ns", reasons="clock_event_reasons")
     samples = rows.drop_nulls("reasons")
-    if not samples.select(((pl.col("reasons") & _ANY) != 0).any()).item():
+    ever = int(str(samples["reasons"].bitwise_or() or 0)) if samples.height else 0
+    kinds = {kind: bits for kind, bits in KINDS.items() if ever & bits}
+    if not kinds:
         return (), None
-    samples = with_gaps_marked(samples, "gpu")
-    found = pl.concat([_spans_of(samples, kind, bits) for kind, bits in KINDS.items()])
+    samples = _with_ends(with_gaps_marked(samples, "gpu"))
+    found = pl.concat([_spans_of(samples, kind, bits) for kind, bits in kinds.items()])
     found, joined_ns = _joined(found)
     spans = tuple(
         ThrottleSpan(node=node, gpu=gpu, start_ns=start, end_ns=end, kind=kind, reasons=in_words(bits))
@@ -68,26 +66,28 @@ def in_words(bits: int) -> tuple[str, ...]:
     return tuple(words for bit, words in WORDS.items() if bits & bit)
 
 
-def _spans_of(samples: pl.DataFrame, kind: ThrottleKind, bits: int) -> pl.DataFrame:
-    by = ["node", "gpu"]
-    held = (pl.col("reasons") & bits) != 0
-    until = (
-        pl.when(pl.col("gap_before").shift(-1).over(by).fill_null(True))
-        .then(pl.col("at_ns") + pl.col("typical_ns").fill_null(0).cast(pl.Int64))
-        .otherwise(pl.col("at_ns").shift(-1).over(by))
+def _with_ends(samples: pl.DataFrame) -> pl.DataFrame:
+    """With `first`, whether nothing was sampled before, and `until_ns`, up to when a sample speaks for its GPU."""
+    another = (pl.col("node") != pl.col("node").shift(1)) | (pl.col("gpu") != pl.col("gpu").shift(1))
+    first = pl.col("gap_before") | another.fill_null(value=True)
+    alone = pl.col("at_ns") + pl.col("typical_ns").fill_null(0).cast(pl.Int64)
+    last = pl.col("first").shift(-1).fill_null(value=True)
+    return samples.with_columns(first=first).with_columns(
+        until_ns=pl.when(last).then(alone).otherwise(pl.col("at_ns").shift(-1))
     )
+
+
+def _spans_of(samples: pl.DataFrame, kind: ThrottleKind, bits: int) -> pl.DataFrame:
+    held = (pl.col("reasons") & bits) != 0
+    begins = held & (pl.col("first") | ~held.shift(1).fill_null(value=False))
     return (
-        samples.with_columns(held=held, until=until)
-        .with_columns(
-            begins=pl.col("held") & (pl.col("gap_before") | ~pl.col("held").shift(1).over(by).fill_null(False))
-        )
-        .filter("held")
-        .with_columns(run=pl.col("begins").cum_sum())
+        samples.select("node", "gpu", "at_ns", "until_ns", reasons=pl.col("reasons") & bits, run=begins.cum_sum())
+        .filter(pl.col("reasons") != 0)
         .group_by("node", "gpu", "run", maintain_order=True)
         .agg(
             start_ns=pl.col("at_ns").first(),
-            end_ns=pl.col("until").last(),
-            bits=(pl.col("reasons") & bits).bitwise_or(),
+            end_ns=pl.col("until_ns").last(),
+            bits=pl.col("reasons").bitwise_or(),
         )
         .filter(pl.col("end_ns") > pl.col("start_ns"))
         .select("node", "gpu", pl.lit(kind).alias("kind"), "start_ns", "end_ns", "bits")
