@@ -76,6 +76,7 @@ class Probe:
         self.field = field
         self._explain = explain or describe
         self.unsupported = False
+        self._said_ok = False
         self._states = states
         self._judge = judge
         self._backoff = Backoff()
@@ -91,11 +92,14 @@ class Probe:
             reason = self._explain(error)
             verdict = self._judge(error)
             self._backoff.failed(now_ns)
+            self._said_ok = False
             self.unsupported = verdict == "unsupported"
             self._states.set(now_ns, self.field, verdict, reason)
             return None
-        self._backoff.succeeded()
-        self._states.set(now_ns, self.field, "ok")
+        if not self._said_ok:
+            self._said_ok = True
+            self._backoff.succeeded()
+            self._states.set(now_ns, self.field, "ok")
         return value
 
 
