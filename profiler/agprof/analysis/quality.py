@@ -1,19 +1,17 @@
 """How complete the data is, in sentences, and what agprof itself cost."""
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 
 import polars as pl
 
 from agprof.analysis.identity import imported_from, is_command, world_size
 from agprof.analysis.nsys import nsys_notes
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
+from agprof.analysis.sampler_quality import sampler_cpu, sampler_notes, sampler_problems
 from agprof.analysis.statistics import nothing
-from agprof.analysis.system_samples import longest_gap
 from agprof.analysis.view import View
 from agprof.model.answers import CommunicationAnswer, Quality
 from agprof.model.figure import Figure, Kpi
-from agprof.model.format import format_value
 
 
 def judge_quality(view: View, communication: CommunicationAnswer) -> Quality:
@@ -132,18 +130,11 @@ def _faults(view: View) -> Iterator[str]:
 
 
 def _sampler(view: View) -> Iterator[str]:
-    nodes = {stream.number: stream for stream in view.run.streams if stream.scope == "node"}
-    if not nodes:
+    if not any(stream.scope == "node" for stream in view.run.streams):
         if _monitor_wanted(view):
             yield "There is no sampler's stream: nothing is known of GPU, host and processes over time."
         return
-    for node in sorted(nodes):
-        times = view.tables["host_samples"].filter(pl.col("node") == node)["time_ns"].sort().to_list()
-        most = longest_gap(times)
-        gaps = [b - a for a, b in pairwise(times) if b - a > most > 0]
-        if gaps:
-            longest = format_value(max(gaps), "ns")
-            yield f"The sampler of node {node} has {len(gaps):,} gap(s), the longest {longest}."
+    yield from sampler_problems(view)
 
 
 def _monitor_wanted(view: View) -> bool:
@@ -165,7 +156,7 @@ def _cost(view: View) -> tuple[Kpi, ...]:
             figure=_plain(written, "bytes", "sum of the cost table, all ranks", cost.height, "no cost was recorded"),
         ),
         Kpi(
-            key="sampler_cpu", label="Sampler's CPU share", figure=_sampler_cpu(state), note="of one core, highest node"
+            key="sampler_cpu", label="Sampler's CPU share", figure=sampler_cpu(state), note="of one core, highest node"
         ),
         Kpi(
             key="sampler_rss",
@@ -189,16 +180,6 @@ def _flusher(view: View) -> Figure:
     return _plain(shares["share"].max(), "ratio", method, shares.height, "no cost was recorded, or no step was seen")
 
 
-def _sampler_cpu(state: pl.DataFrame) -> Figure:
-    method = "CPU time of the sampler over the time it ran"
-    known = state.drop_nulls("self_cpu_ns").group_by("node").agg(
-        cpu=pl.col("self_cpu_ns").max() - pl.col("self_cpu_ns").min(),
-        span=pl.col("time_ns").max() - pl.col("time_ns").min(),
-    )  # fmt: skip
-    shares = known.filter(pl.col("span") > 0).select(share=pl.col("cpu") / pl.col("span"))
-    return _plain(shares["share"].max(), "ratio", method, shares.height, "no sampler ran, or not for long enough")
-
-
 def _notes(view: View) -> Iterator[str]:
     if imported_from(view) is not None:
         yield "An imported trace: what it does not hold (losses, samples, sampled power and memory) is not known."
@@ -218,12 +199,7 @@ def _notes(view: View) -> Iterator[str]:
             "The nodes' clocks are put on one axis by their wall clocks, which is as good as their NTP: "
             "durations are exact, times between nodes may be off by milliseconds."
         )
-    states = view.tables["sampler_state"].filter((pl.col("state") != "ok") & (pl.col("field") != "self"))
-    states = states.filter(~(pl.col("field").str.starts_with("process.") & pl.col("reason").str.ends_with("has ended")))
-    for field, state, reason in (
-        states.select("field", "state", "reason").unique().sort("field", "state", "reason").rows()
-    ):
-        yield f"{field}: {state}{f' ({reason[:300]})' if reason else ''}."
+    yield from sampler_notes(view)
     if view.profiled:
         steps = ", ".join(map(str, view.profiled[:8]))
         yield (

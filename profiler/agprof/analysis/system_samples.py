@@ -4,8 +4,6 @@ Everything here is an expression over whole tables: a day of eight GPUs has 3.5 
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 
 import polars as pl
 
@@ -99,13 +97,6 @@ def with_gaps_marked(frame: pl.DataFrame, *keys: str) -> pl.DataFrame:
             ).fill_null(False)
         )
     )
-
-
-def longest_gap(times: list[int]) -> int:
-    """A stretch between samples longer than this is a gap: three median periods; 0 when there are too few."""
-    if len(times) < 3:
-        return 0
-    return int(GAP_PERIODS * median(b - a for a, b in pairwise(times)))
 
 
 def many_nodes(view: View) -> bool:
