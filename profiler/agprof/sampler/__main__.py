@@ -11,6 +11,7 @@ import random
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from agprof.errors import StoreError
@@ -87,20 +88,30 @@ def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Na
     account.look()
     writer.flush()
     gpus.start()
+    writer.before_flush(_syncing(writer, clock))
     writer.start()
-    sync_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
     while not end.wait(min(host.due_ns, gpus.look_ns)):
         host.run_due()
         gpus.look()
         account.look()
-        if clock.monotonic_ns() >= sync_ns:
-            sync_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
-            writer.sync()
     host.finish()
     ended = gpus.end()
     account.write(clock.monotonic_ns())
     writer.close(end.reason)
     return ended
+
+
+def _syncing(writer: PackedStreamWriter, clock: Clock) -> Callable[[], None]:
+    """A function for the flusher's thread, where a disk that takes seconds to sync holds up no sample."""
+    due_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
+
+    def sync_when_due() -> None:
+        nonlocal due_ns
+        if clock.monotonic_ns() >= due_ns:
+            due_ns = clock.monotonic_ns() + SYNC_PERIOD_NS
+            writer.sync()
+
+    return sync_when_due
 
 
 def _appender(writer: PackedStreamWriter, options: argparse.Namespace, clock: Clock) -> tuple[Append, States]:

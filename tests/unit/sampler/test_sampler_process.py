@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from agprof.model.tables import SCHEMA_VERSION
+from agprof.sampler.__main__ import _syncing
+from agprof.sampler.loop import Clock
+from agprof.sampler.states import SECOND_NS
 from agprof.store import layout
 from agprof.store.frames import StreamFollower
+from agprof.store.packed_writer import PackedStreamWriter
 from agprof.store.reader import read_run
 from agprof.store.writer import StreamWriter
 
@@ -202,6 +206,20 @@ def test_bad_options_are_refused(tmp_path: Path, bad: list[str]) -> None:
     done = subprocess.run([*COMMAND, str(tmp_path), *bad], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_is_asked_to_sync_every_ten_seconds_where_rows_are_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, syncs = [0], []
+    writer = PackedStreamWriter(tmp_path / "s.agp", {"kind": "node"})
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: syncs.append(now_ns[0] // SECOND_NS))
+    writer.before_flush(_syncing(writer, Clock(monotonic_ns=lambda: now_ns[0])))
+    for _ in range(35):
+        now_ns[0] += SECOND_NS
+        writer.flush()
+    assert syncs == [10, 20, 30]
+    writer.close()
 
 
 def test_it_imports_nothing_heavy() -> None:
