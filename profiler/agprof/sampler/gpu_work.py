@@ -35,7 +35,7 @@ class NvmlWork:
         flush()
         nvml = load_nvml()
         self._gpus = Gpus(append, states, nvml, pids=pids)
-        self._events = GpuEvents(append, states, nvml)
+        self._events = GpuEvents(append, states, nvml, losses=lambda: self._gpus.losses)
         gpus = self._gpus
         self.lane = Lane(
             name="gpu",

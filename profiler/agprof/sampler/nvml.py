@@ -71,6 +71,8 @@ class Gpus:
         self._gpus: list[Gpu] = []
         self._running = False
         self._backoff = Backoff()
+        self.losses = 0
+        """How often NVML as a whole was lost so far."""
         self.fast = Part(self, Gpu.sample_fast, Gpu.gap_fast)
         self.medium = Part(self, Gpu.sample_medium, Gpu.gap_medium)
         self.slow = Part(self, self._sample_slow, lambda gpu, now_ns: None, self._processes.write)
@@ -147,6 +149,7 @@ class Gpus:
 
     def _lose(self, now_ns: int, nvml: Nvml, reason: str) -> None:
         self._running = False
+        self.losses += 1
         self._shut_down(nvml)
         self._backoff.failed(now_ns)
         self._states.set(now_ns, "gpu", "retry", f"NVML was lost: {reason}")

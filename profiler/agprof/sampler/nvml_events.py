@@ -36,13 +36,26 @@ class _NoEventsError(Exception):
 
 
 class GpuEvents:
-    """Appends rows of `gpu_events` from its thread. `nvml` is the module, its stand-in, or None."""
+    """Appends rows of `gpu_events` from its thread. `nvml` is the module, its stand-in, or None.
 
-    def __init__(self, append: Append, states: States, nvml: Any, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    `losses` counts how often the sampling thread has lost NVML. This thread lets go of it too then: the library forgets
+    a driver that was replaced only when nobody in the process holds it any more.
+    """
+
+    def __init__(
+        self,
+        append: Append,
+        states: States,
+        nvml: Any,
+        *,
+        losses: Callable[[], int] = lambda: 0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._append = append
         self._states = states
         self._nvml = None if nvml is None else Nvml(nvml, clock)
         self._clock = clock
+        self._losses = losses
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -76,13 +89,14 @@ class GpuEvents:
                 self._stop.wait((backoff.due_ns - now_ns) / SECOND_NS)
 
     def _watch(self, nvml: Nvml, backoff: Backoff) -> None:
-        """Initialise, register and wait until told to stop. Raises whatever ends that."""
+        """Initialise, register and wait until told to stop or to let go. Raises whatever ends that."""
+        losses = self._losses()
         nvml("nvmlInit")
         events = None
         try:
             events = nvml("nvmlEventSetCreate")
             gpus = self._register(nvml, events)
-            while not self._stop.is_set():
+            while not self._stop.is_set() and self._losses() == losses:
                 if self._wait(nvml, events, gpus):
                     backoff.succeeded()
         finally:

@@ -5,7 +5,6 @@ turn and freed at the end.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from agprof.sampler.nvml_device import Device
@@ -40,6 +39,7 @@ class Activity:
         self._last_ns: int | None = None
         self._supported: bool | None = None
         self._request: Any = None
+        self._entries: list[Any] = []
 
     def read(self, now_ns: int) -> tuple[Any, ...] | None:
         """The whole row, or None where there is none. Raises DeviceLostError and LibraryLostError."""
@@ -122,18 +122,18 @@ class Activity:
     def _metrics(self) -> dict[int, tuple[int, float]]:
         """Return code and value of each metric."""
         nvml = self._device.nvml
-        wanted = (*PERCENT_METRICS, *RATE_METRICS)
-        request = self._request
-        if request is None:
-            request = self._request = nvml.module.c_nvmlGpmMetricsGet_t()
-            request.version, request.numMetrics = nvml.module.NVML_GPM_METRICS_GET_VERSION, len(wanted)
-        for entry, metric in zip(_first(request.metrics, len(wanted)), wanted, strict=True):
+        if self._request is None:
+            self._request = nvml.module.c_nvmlGpmMetricsGet_t()
+            self._request.version = nvml.module.NVML_GPM_METRICS_GET_VERSION
+            self._request.numMetrics = len(NAMES)
+            # These stay views of the request's memory.
+            self._entries = [self._request.metrics[index] for index in range(len(NAMES))]
+        for entry, metric in zip(self._entries, NAMES, strict=True):
             # A metric that the driver passes over has failed; it is not the one before.
             entry.metricId, entry.nvmlReturn = metric, nvml.module.NVML_ERROR_UNKNOWN
-        request.sample1, request.sample2 = self._buffers
-        nvml("nvmlGpmMetricsGet", request)
-        answers = _first(request.metrics, len(wanted))
-        return {entry.metricId: (int(entry.nvmlReturn), entry.value) for entry in answers}
+        self._request.sample1, self._request.sample2 = self._buffers
+        nvml("nvmlGpmMetricsGet", self._request)
+        return {entry.metricId: (int(entry.nvmlReturn), entry.value) for entry in self._entries}
 
 
 def ratio(percent: float | None) -> float | None:
@@ -146,7 +146,3 @@ def ratio(percent: float | None) -> float | None:
 def rate(mib_per_s: float | None) -> float | None:
     """Bytes per second from MiB/s; None for what is none."""
     return mib_per_s * MIB if mib_per_s is not None and 0 <= mib_per_s < math.inf else None
-
-
-def _first(entries: Any, count: int) -> Sequence[Any]:
-    return [entries[index] for index in range(count)]

@@ -214,6 +214,7 @@ def test_nvml_that_goes_away_leaves_gaps_and_comes_back(error: str) -> None:
         assert [gap(row) for row in rig.sample("medium", 0)["gpu_states"]] == [True, True]
         assert "gpu_health" not in rig.sample("slow", 0)
     assert nvml.calls.count("nvmlInit") <= 6
+    assert rig.gpus.losses >= 1
     nvml.faults.clear()
     assert [gap(row) for row in rig.fast(120)] == [False, False]
     assert ("gpu", "retry") in rig.states()

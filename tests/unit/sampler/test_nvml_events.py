@@ -26,7 +26,7 @@ class Driver:
         self.script: list[Any] = []
         self.registered: list[tuple[int, int]] = []
         self.refused: dict[int, str] = {}
-        self.open_sets, self.inits, self.waits = 0, 0, 0
+        self.open_sets, self.inits, self.shut_downs, self.waits = 0, 0, 0, 0
         self.block: threading.Event | None = None
 
     def __dir__(self) -> list[str]:
@@ -42,6 +42,7 @@ class Driver:
 
     def nvmlShutdown(self) -> None:
         self.inits -= 1
+        self.shut_downs += 1
 
     def nvmlDeviceGetCount(self) -> int:
         return self.gpus
@@ -80,15 +81,19 @@ class Watch:
     def __init__(self, driver: Driver | None) -> None:
         self.rows: list[tuple[str, tuple[Any, ...]]] = []
         append = lambda table, row: self.rows.append((table, row))  # noqa: E731
-        self.events = GpuEvents(append, States(append), driver)
+        self.losses = 0
+        self.events = GpuEvents(append, States(append), driver, losses=lambda: self.losses)
 
     def until(self, condition: Callable[[], bool]) -> None:
         self.events.start()
+        self.wait(condition)
+        self.events.close()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < end, self.rows
             time.sleep(0.005)
-        self.events.close()
 
     def table(self, name: str) -> list[tuple[Any, ...]]:
         return [row[1:] for table, row in self.rows if table == name]
@@ -151,6 +156,19 @@ def test_a_driver_without_the_call_ends_the_watch_with_a_reason() -> None:
     watch.until(lambda: ("gpu.events", "unsupported") in [row[:2] for row in watch.table("sampler_state")])
     assert driver.waits == 1
     assert (driver.inits, driver.open_sets) == (0, 0)
+
+
+def test_nvml_is_let_go_when_the_sampling_thread_has_lost_it() -> None:
+    driver = Driver()
+    watch = Watch(driver)
+    watch.events.start()
+    watch.wait(lambda: driver.waits > 0)
+    watch.losses += 1
+    watch.wait(lambda: driver.shut_downs > 0)
+    driver.script = [(7000, 0x8, 79)]
+    watch.until(lambda: bool(watch.table("gpu_events")))
+    assert (driver.inits, driver.open_sets) == (0, 0)
+    assert watch.table("sampler_state") == []
 
 
 def test_gpus_that_are_all_lost_are_asked_again_later() -> None:
