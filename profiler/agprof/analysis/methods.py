@@ -85,9 +85,42 @@ _OF_ENERGY = (
 )
 
 
+_OF_SYSTEM = (
+    (
+        "GPU and host",
+        "Sampled beside the ranks; figures are means or medians over the steady steps (over the whole run where "
+        "there are none), peaks and energy over the whole run. A stretch of more than three periods without a sample "
+        "is a gap. Curves of long runs keep the lowest and the highest sample of each stretch.",
+    ),
+)
+_OF_GPUS = (
+    (
+        "GPU utilization",
+        "Share of the time in which at least one kernel ran; one small kernel at a time makes 100 %. How much of the "
+        "GPU works is told by the activity of SMs, tensor cores and memory (NVML's GPM counters, Hopper and later).",
+    ),
+    (
+        "held down",
+        "Share of the time in which the driver kept clocks lower for power or heat: by its counters of time; where "
+        "it has none, by the samples whose clock event reasons show it. Being idle and clocks set by an application "
+        "do not count.",
+    ),
+)
+
+
 def methods(view: View) -> tuple[tuple[str, str], ...]:
     """Term and how it is measured."""
     rule = f"Left out of statistics: {view.warmup_rule}. Here: {view.warmup_steps} step(s)."
     has_energy = view.tables["gpu_samples"].height or view.tables["host_samples"]["cpu_energy_uj"].count()
     of_energy = _OF_ENERGY if has_energy else ()
-    return (*_METHODS[:1], ("warm-up", rule), *_METHODS[1:], *of_energy, *(_OF_TRACES if view.run.traces else ()))
+    of_gpus = _OF_GPUS if view.tables["gpu_samples"].height else ()
+    of_system = _OF_SYSTEM if view.tables["host_samples"].height or of_gpus else ()
+    return (
+        *_METHODS[:1],
+        ("warm-up", rule),
+        *_METHODS[1:],
+        *of_system,
+        *of_gpus,
+        *of_energy,
+        *(_OF_TRACES if view.run.traces else ()),
+    )

@@ -26,7 +26,10 @@ class GpuMapping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuRow:
-    """One GPU over the steady steps (whole run where there are none). Figures that were not measured say why."""
+    """One GPU over the steady steps (whole run where there are none), peaks and errors over the whole run.
+
+    Figures that were not measured say why.
+    """
 
     node: int
     gpu: int
