@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agprof.store import bits, packing
@@ -67,6 +67,7 @@ def unpacked(packed: Packed, dictionary: bytes = b"") -> list[tuple[str, list[tu
     return [(name, list(zip(*columns, strict=True))) for name, count, columns in found]
 
 
+@settings(deadline=None)
 @given(tables())
 @example([("x", [(1, 2**63 - 1), (2, -(2**63))])])
 @example([("x", [(1, float("inf")), (2, -0.0), (3, 1e-300)])])
@@ -86,6 +87,7 @@ def test_what_was_packed_comes_back(rows: list[tuple[str, list[tuple[Any, ...]]]
             assert all(map(same, row, other)), (row, other)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.data())
 def test_planes_of_bits_give_the_numbers_back_in_the_size_that_is_said(highest: int, data: st.DataObject) -> None:
     numbers = [*data.draw(st.lists(st.integers(0, highest), min_size=1, max_size=20)), highest]
@@ -216,6 +218,7 @@ def test_values_per_byte_are_bounded() -> None:
         unpack(DECODER, bomb, bits_of_two, b"")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.binary(max_size=60))
 def test_any_bytes_are_an_error_or_a_table_of_the_said_size(shape: bytes, noise: bytes) -> None:
     for compressed in (shape, zlib.compress(shape)):
