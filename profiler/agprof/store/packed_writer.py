@@ -1,6 +1,5 @@
 """Writes a node's stream: the rows of all tables since the last flush become one packed frame."""
 
-
 from agprof.store.layout import PACKED, PACKED_PREAMBLE
 from agprof.store.packing import Packed, pack
 from agprof.store.writer import Row, StreamWriter
