@@ -18,11 +18,13 @@ ALL_TIERS: tuple[Tier, ...] = ("fast", "medium", "slow")
 
 
 class Rig:
-    """`Gpus` with everything that it appends. Time 0 of the scenario is 0 of the sampler's clock."""
+    """`Gpus` with everything that it appends. Time 0 of the scenario is `start_ns` of the sampler's clock."""
 
-    def __init__(self, nvml: Any, clock: VirtualClock, pids: Mapping[int, tuple[int | None, str]]) -> None:
+    def __init__(
+        self, nvml: Any, clock: VirtualClock, pids: Mapping[int, tuple[int | None, str]], start_ns: int = 0
+    ) -> None:
         self.nvml = nvml
-        self.now_ns = 0
+        self.now_ns = self._start_ns = start_ns
         self.clock = clock
         self._rows: defaultdict[str, list[tuple[Any, ...]]] = defaultdict(list)
         self.states = States(self.append)
@@ -33,8 +35,8 @@ class Rig:
         self._rows[table].append(row)
 
     def set_time(self, time_s: float) -> None:
-        self.now_ns = round(time_s * SECOND_NS)
-        self.clock.set_ns(self.now_ns)
+        self.now_ns = self._start_ns + round(time_s * SECOND_NS)
+        self.clock.set_ns(self.now_ns - self._start_ns)
 
     def sample(self, time_s: float, *tiers: Tier) -> None:
         """Have these tiers (none named: all) take a sample at this time."""
@@ -53,6 +55,10 @@ class Rig:
 
     def values(self, table: str, column: str, gpu: int = 0) -> list[Any]:
         return [row[column] for row in self.rows(table, gpu=gpu)]
+
+    def written(self) -> dict[str, list[tuple[Any, ...]]]:
+        """The rows of all tables as they were appended."""
+        return dict(self._rows)
 
     def tables(self) -> list[str]:
         return [table for table in self._rows if table != "sampler_state"]
@@ -75,11 +81,12 @@ def rig_of(
     without: tuple[str, ...] = (),
     log: Path | None = None,
     pids: Mapping[int, tuple[int | None, str]] | None = None,
+    start_ns: int = 0,
 ) -> Iterator[Rig]:
     """A rig on a scenario; `without`: symbols that the driver does not have."""
     clock = VirtualClock(folder / "clock")
     with fake.binding(scenario.write(folder), clock.path, without=without, log=log) as nvml:
-        rig = Rig(nvml, clock, pids or {})
+        rig = Rig(nvml, clock, pids or {}, start_ns)
         try:
             yield rig
         finally:

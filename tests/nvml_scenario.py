@@ -300,7 +300,7 @@ class Scenario:
         if profile.mig:
             fields["mig_mode"] = 0
         if profile.gpm:
-            fields |= {f"gpm_{number}": 0 for number in GPM_METRICS}
+            fields |= {f"gpm_{number}": 0 for number in (*GPM_METRICS, 20, 21)}  # percent, and PCIe in MiB/s
         return fields
 
 

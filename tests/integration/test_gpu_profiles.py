@@ -1,0 +1,264 @@
+"""From NVML to the report, for five kinds of GPU on one and eight GPUs: the figures of the scenario come out.
+
+Twice: on a clock that the test sets, so that a minute takes a moment and every figure has a closed form; and by the
+command as a user gives it, in the time that passes.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agprof.analysis.run import analyse
+from agprof.exporters.report_json import decode, encode
+from agprof.model.answers import RunAnswers
+from agprof.model.figure import Figure
+from agprof.model.tables import SCHEMA_VERSION
+from agprof.store import layout
+from agprof.store.packed_writer import PackedStreamWriter
+from agprof.store.reader import read_run
+from agprof_reports.run import LIMIT_BYTES, render
+from fakes.nvml.build import FakeNvml
+from nvml_rig import rig_of
+from nvml_scenario import GPM_METRICS, MIB, PROFILES, SECOND_NS, Profile, Scenario, inherited, uuid_of
+from synthetic import BOOT_NS, EPOCH_NS, rank_header, row, write_stream
+
+SECONDS = 60
+RESET_S = 23.7
+"""When GPU 0's energy counter begins anew."""
+KIB = 1024
+PACKED = 1e-6
+"""Floats are kept to 20 bits in a node's stream."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one GPU does, from the beginning to the end."""
+
+    profile: Profile
+    gpu: int
+
+    @property
+    def power_mw(self) -> int:
+        return self.profile.power_limit_w * 500 + 1_000 * self.gpu
+
+    @property
+    def utilization_percent(self) -> int:
+        return 60 + self.gpu
+
+    @property
+    def memory_used_mib(self) -> int:
+        return 1_000 * (self.gpu + 3)
+
+    @property
+    def temperature_c(self) -> int:
+        return 50 + self.gpu
+
+    @property
+    def sm_clock_mhz(self) -> int:
+        return self.profile.sm_clock_mhz - 15 * self.gpu
+
+    @property
+    def gpm_percent(self) -> dict[str, int]:
+        return {name: 20 + 7 * place + self.gpu for place, name in enumerate(GPM_METRICS.values())}
+
+    pcie_bytes_per_s = 1_500_000_000
+    nvlink_kib_per_s = 20_000_000
+    throttled_ns_per_s = 125_000_000
+
+    def told(self, scenario: Scenario) -> None:
+        profile, gpu = self.profile, self.gpu
+        scenario.at(
+            0, gpu, power_instant_mw=self.power_mw, power_usage_mw=self.power_mw,
+            utilization_percent=self.utilization_percent, memory_used_bytes=self.memory_used_mib * MIB,
+            temperature_c=self.temperature_c, sm_clock_mhz=self.sm_clock_mhz, event_reasons=0,
+        )  # fmt: skip
+        if profile.power_average:
+            scenario.at(0, gpu, power_average_mw=self.power_mw)
+        if profile.gpm:
+            numbers = {name: number for number, name in GPM_METRICS.items()}
+            scenario.at(0, gpu, **{f"gpm_{numbers[name]}": value for name, value in self.gpm_percent.items()})
+        growing = {197: self.pcie_bytes_per_s, 198: self.pcie_bytes_per_s, 74: self.throttled_ns_per_s}
+        if profile.nvlinks:
+            growing |= {138: self.nvlink_kib_per_s, 139: self.nvlink_kib_per_s}
+        for number, per_s in growing.items():
+            scenario.grow(0, gpu, **{f"field_{number}": per_s})
+
+
+def scenario_of(profile: Profile, gpus: int) -> tuple[Scenario, list[Known]]:
+    scenario = Scenario(profile, gpus=gpus)
+    known = [Known(profile, gpu) for gpu in range(gpus)]
+    for each in known:
+        each.told(scenario)
+    return scenario, known
+
+
+# --- on a clock that the test sets
+
+
+def record(run: Path, fake: FakeNvml, scenario: Scenario) -> None:
+    """A run of a minute: what the sampler's GPU parts wrote, and one rank per GPU that steps once a second."""
+    for folder in (layout.NODES, layout.RANKS):
+        (run / folder).mkdir(parents=True)
+    with rig_of(fake, scenario, run, start_ns=BOOT_NS) as rig:
+        for fifth in range(SECONDS * 5 + 1):
+            rig.sample(fifth / 5, "fast")
+            if fifth % 5 == 0:
+                rig.sample(fifth / 5, "medium")
+            if fifth % 25 == 0:
+                rig.sample(fifth / 5, "slow")
+        rows = rig.written()
+    header = {
+        "kind": "node", "node": 0, "host": "node-a", "pid": 1, "schema_version": SCHEMA_VERSION,
+        "agprof_version": "0.1.0", "clock": {"realtime_ns": EPOCH_NS, "monotonic_ns": BOOT_NS, "boottime_ns": BOOT_NS},
+    }  # fmt: skip
+    writer = PackedStreamWriter(layout.node_stream(run, 0), header)
+    for table, values in rows.items():
+        for value in values:
+            writer.append(table, value)
+    writer.close("clean")
+    for rank in range(scenario.gpus):
+        write_stream(layout.rank_stream(run, rank), rank_header(rank, scenario.gpus), rank_rows(rank))
+    manifest = {"ranks": scenario.gpus, "workload": {"profile": {"warmup_steps": 2}}}
+    (run / layout.MANIFEST).write_text(json.dumps(manifest))
+
+
+def rank_rows(rank: int) -> dict[str, list[tuple[Any, ...]]]:
+    steps, spans = [], []
+    for step in range(SECONDS):
+        start_ns = BOOT_NS + step * SECOND_NS
+        times = {"start_ns": start_ns, "end_ns": start_ns + SECOND_NS}
+        steps.append(row("steps", step=step, micro_steps=1, samples=4, tokens=4096, profiled=False, **times))
+        place = {"span": step, "step": step, "micro_step": 0, "thread": 1, "depth": 0}
+        spans.append(row("spans", category="phase", name="forward", **place, **times))
+    told = {"device.type": "cuda", "device.uuid": uuid_of(rank)}
+    facts = [row("facts", time_ns=BOOT_NS, key=key, value=json.dumps(value)) for key, value in told.items()]
+    return {"steps": steps, "spans": spans, "facts": facts}
+
+
+COMBINATIONS = [(name, gpus) for name in PROFILES for gpus in (1, 8)]
+
+
+def combinations(*fast: tuple[str, int]) -> list[Any]:
+    """All of them; those that are not named run in CI only."""
+    return [
+        pytest.param(*each, marks=() if each in fast else pytest.mark.slow, id=f"{each[0]} x {each[1]}")
+        for each in COMBINATIONS
+    ]
+
+
+def value(figure: Figure, unit: str) -> float:
+    assert figure.unit == unit
+    assert figure.value is not None, figure.reason
+    assert figure.reason is None
+    return figure.value
+
+
+def assert_figures(answers: RunAnswers, known: list[Known]) -> None:
+    """What does not depend on how long was sampled."""
+    assert [row.gpu for row in answers.system.gpus] == [each.gpu for each in known]
+    for found, each in zip(answers.system.gpus, known, strict=True):
+        profile = each.profile
+        assert (found.name, found.uuid, found.mig, found.xids) == (profile.name, uuid_of(each.gpu), False, 0)
+        assert value(found.utilization, "ratio") == pytest.approx(each.utilization_percent / 100, rel=PACKED)
+        assert value(found.memory_peak, "bytes") == each.memory_used_mib * MIB
+        assert value(found.memory_total, "bytes") == profile.total_mib * MIB
+        assert value(found.power, "W") == pytest.approx(each.power_mw / 1000, rel=1e-12)
+        assert value(found.power_limit, "W") == profile.power_limit_w
+        assert value(found.temperature_max, "°C") == each.temperature_c
+        assert value(found.sm_clock, "Hz") == each.sm_clock_mhz * 1e6
+        assert value(found.sm_clock_max, "Hz") == profile.sm_clock_mhz * 1e6
+        assert value(found.ecc_uncorrected, "1") == 0
+        for name, figure in (("sm", found.sm), ("tensor", found.tensor), ("dram", found.dram)):
+            if profile.gpm:
+                assert value(figure, "ratio") == pytest.approx(each.gpm_percent[name] / 100, rel=PACKED)
+            else:
+                assert figure.value is None
+                assert figure.reason
+
+
+def assert_report(html: str, profile: Profile, gpus: int) -> None:
+    assert len(html.encode()) <= LIMIT_BYTES
+    assert profile.name in html
+    assert f"{profile.power_limit_w} W" in html.replace("\u202f", " ").replace("\u00a0", " ")
+    for gpu in range(gpus):
+        assert f"GPU {gpu}" in html.replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(("name", "gpus"), combinations(*COMBINATIONS))
+def test_a_minute_of_known_figures(fake_nvml: FakeNvml, tmp_path: Path, name: str, gpus: int) -> None:
+    profile = PROFILES[name]
+    scenario, known = scenario_of(profile, gpus)
+    scenario.at(RESET_S, 0, energy_mj=0)
+    scenario.integral(RESET_S, 0, energy_mj="power_instant_mw")
+    record(tmp_path, fake_nvml, scenario)
+    answers = decode(encode(analyse(read_run(tmp_path))))
+
+    assert_figures(answers, known)
+    mapping = [(found.rank, found.gpu, found.by) for found in answers.system.mapping]
+    assert mapping == [(gpu, gpu, "uuid") for gpu in range(gpus)]
+    for found, each in zip(answers.system.gpus, known, strict=True):
+        assert found.ranks == (each.gpu,)
+        assert value(found.pcie, "bytes/s") == pytest.approx(2 * each.pcie_bytes_per_s, rel=PACKED)
+        if profile.nvlinks:
+            assert value(found.nvlink, "bytes/s") == pytest.approx(2 * each.nvlink_kib_per_s * KIB, rel=PACKED)
+        else:
+            assert found.nvlink.value is None
+        assert value(found.throttled_power, "ratio") == pytest.approx(each.throttled_ns_per_s / SECOND_NS, rel=1e-3)
+        assert value(found.throttled_thermal, "ratio") == 0
+
+    energy = answers.energy
+    assert energy is not None
+    watts = [each.power_mw / 1000 for each in known]
+    for told, power_w in zip(energy.gpus, watts, strict=True):
+        assert value(told.run, "J") == pytest.approx(power_w * SECONDS, rel=1e-3)
+        assert value(told.mean_power, "W") == pytest.approx(power_w, rel=1e-3)
+        assert told.in_run
+    assert [told.resets for told in energy.gpus] == [1, *[0] * (gpus - 1)]
+    assert value(energy.run, "J") == pytest.approx(sum(watts) * SECONDS, rel=1e-3)
+    assert value(energy.per_step, "J") == pytest.approx(sum(watts), rel=1e-3)
+    assert value(energy.kwh, "kWh") == pytest.approx(sum(watts) * SECONDS / 3.6e6, rel=1e-3)
+    assert value(energy.per_token, "J") == pytest.approx(sum(watts) / (4096 * gpus), rel=1e-3)
+
+    missing = {entry.field.split(".", 2)[2] for entry in answers.system.not_measured if entry.field.startswith("gpu.")}
+    expected = set()
+    if not profile.gpm:
+        expected.add("activity")
+    if not profile.power_average:
+        expected.add("power_average")
+    if not profile.nvlinks:
+        expected |= {"nvlink_sent", "nvlink_received"}
+    if not profile.memory_temperature:
+        expected.add("memory_temperature")
+    if not profile.row_remapping:
+        expected.add("remapped_rows")
+    assert missing == expected
+    assert_report(render(answers).decode(), profile, gpus)
+
+
+# --- by the command, in the time that passes
+
+
+@pytest.mark.parametrize(("name", "gpus"), combinations(("H100", 8)))
+def test_agprof_monitor_on_these_gpus(fake_nvml: FakeNvml, tmp_path: Path, name: str, gpus: int) -> None:
+    profile = PROFILES[name]
+    scenario, known = scenario_of(profile, gpus)
+    runs = tmp_path / "runs"
+    command = ["-m", "agprof", "monitor", "--out", str(runs), "--", "sleep", "2"]
+    environment = inherited(scenario.environment(tmp_path, fake_nvml.build()))
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = runs.iterdir()
+    answers = decode((run / "report.json").read_bytes())
+    assert_figures(answers, known)
+    for found in answers.system.gpus:
+        # The fake counts by its own clock, a little after the sampler looked at its own.
+        assert value(found.pcie, "bytes/s") == pytest.approx(2 * Known.pcie_bytes_per_s, rel=0.2)
+    assert not [entry for entry in answers.system.not_measured if entry.field in ("gpu.sampling", "host", "processes")]
+    assert_report((run / "report.html").read_text(), profile, gpus)
