@@ -26,7 +26,7 @@ from agprof.sampler.job_end import EndOfJob
 from agprof.sampler.loop import Clock, Lane, TierName, tier
 from agprof.sampler.network import Network
 from agprof.sampler.processes import RankTrees
-from agprof.sampler.states import SECOND_NS, Append, States
+from agprof.sampler.states import SECOND_NS, Append, States, describe
 from agprof.store import layout
 from agprof.store.clocks import read_clocks
 from agprof.store.packed_writer import PackedStreamWriter
@@ -119,8 +119,14 @@ def _appender(writer: PackedStreamWriter, options: argparse.Namespace, clock: Cl
     if options.prometheus_port is None:
         return writer.append, States(writer.append)
     from agprof.sampler.newest import Newest
-    from agprof.sampler.prometheus import serve
 
+    try:
+        from agprof.sampler.prometheus import serve
+    except ImportError as error:
+        print(f"agprof sampler: prometheus can't be served: {error}", file=sys.stderr)
+        states = States(writer.append)
+        states.set(clock.monotonic_ns(), "prometheus", "unsupported", describe(error))
+        return writer.append, states
     periods_s: dict[TierName, float] = {
         "fast": options.fast_period,
         "medium": options.period,

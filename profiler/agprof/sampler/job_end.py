@@ -47,9 +47,12 @@ class EndOfJob:
         poll = select.poll()
         poll.register(STDIN, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        while not self._has_ended(dict(poll.poll(PARENT_CHECK_MS))):
-            pass
-        self._ended.set()
+        try:
+            while not self._has_ended(dict(poll.poll(PARENT_CHECK_MS))):
+                pass
+        finally:
+            # Whatever goes wrong here: a sampler that can't see the job's end must not outlive it.
+            self._ended.set()
         time.sleep(GRACE_S)
         give_up()
 

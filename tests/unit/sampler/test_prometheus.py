@@ -280,3 +280,21 @@ def test_a_port_that_is_in_use_is_said_and_sampling_goes_on(tmp_path: Path) -> N
             reason = f"can't listen on 127.0.0.1, port {port}: Address already in use"
             assert process.stderr.read() == f"agprof sampler: prometheus {reason}\n"
     assert [row[2:4] for table, row in rows if row[1] == "prometheus"] == [["unsupported", reason]]
+
+
+WITHOUT_CLIENT = """
+import sys
+sys.modules["prometheus_client"] = None
+from agprof.sampler.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_without_the_client_library_it_is_said_and_sampling_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_CLIENT, "--run-dir", str(tmp_path), "--prometheus-port", "9109"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0
+    assert done.stderr.startswith("agprof sampler: prometheus can't be served: ")
+    rows = [(table, row) for table, batch in StreamFollower(layout.node_stream(tmp_path, 0)).poll() for row in batch]
+    assert [row[2] for table, row in rows if row[1] == "prometheus"] == ["unsupported"]
+    assert any(table == "host_samples" for table, _ in rows)
