@@ -8,6 +8,7 @@ import polars as pl
 from agprof.analysis.system_samples import on_axis, with_gaps_marked
 from agprof.analysis.view import View
 from agprof.model.system_answers import NotMeasured, SamplerGap
+from agprof.model.tables import NVML_LOADING
 
 _SAID_AGAIN_NS = 30_000_000_000
 """A sampler that was started again says again what it can't measure within this time."""
@@ -39,13 +40,20 @@ class Reasons:
 
 def reasons_of(view: View) -> Reasons:
     """The last reason of each field that was not ok, also of those that came back later."""
-    rows = view.tables["sampler_state"].filter(pl.col("state").is_in(["retry", "unsupported"]))
-    found = rows.sort("node", "time_ns", maintain_order=True).unique(["node", "field"], keep="last")
+    rows = without_loading(view.tables["sampler_state"].sort("node", "time_ns", maintain_order=True))
+    rows = rows.filter(pl.col("state").is_in(["retry", "unsupported"]))
+    found = rows.unique(["node", "field"], keep="last")
     by_field = {
         (node, field): (reason or state)[:300]
         for node, field, state, reason in found.select("node", "field", "state", "reason").iter_rows()
     }
     return Reasons(by_field=by_field, off=nvml_is_off(view))
+
+
+def without_loading(rows: pl.DataFrame) -> pl.DataFrame:
+    """`sampler_state`, in order of time, without what it says before NVML is loaded: unless nothing more was said."""
+    more_said = pl.col("reason").shift(-1).over("node", "field").is_not_null()
+    return rows.filter(~((pl.col("reason") == NVML_LOADING) & more_said))
 
 
 def nvml_is_off(view: View) -> bool:
@@ -69,7 +77,7 @@ def starts_of_samplers(view: View) -> dict[int, list[int]]:
 
 def not_measured(view: View) -> tuple[NotMeasured, ...]:
     """Stretches in which a field was not ok, by field and time."""
-    rows = on_axis(view, "sampler_state", "field").filter(
+    rows = without_loading(on_axis(view, "sampler_state", "field")).filter(
         ~pl.col("field").is_in(_NO_FIELDS)
         & ~(pl.col("field").str.starts_with("process.") & pl.col("reason").str.ends_with("has ended"))
     )

@@ -602,6 +602,8 @@ SAMPLER_STATE = table(
     ("self_cpu_ns", "int?", "CPU time of the sampler so far"),
     ("self_rss_bytes", "int?", "resident set of the sampler"),
 )
+NVML_LOADING = "NVML is being loaded; when nothing follows, its library ended the sampler"
+"""Reason of field `gpu` in a row that is on the disk before the library of NVML is touched."""
 
 TABLES: tuple[Table, ...] = (
     STEPS, MICRO_STEPS, SPANS, DEVICE_SPANS, COLLECTIVES, WAITS, GENERATIONS, LEDGER, MEMORY, MODULES, OPERATIONS,

@@ -4,14 +4,13 @@ import argparse
 from collections.abc import Callable
 from random import Random
 
+from agprof.model.tables import NVML_LOADING
 from agprof.sampler.loop import Clock, Lane, tier
 from agprof.sampler.nvml import Gpus, load_nvml
 from agprof.sampler.nvml_errors import NoNvmlError
 from agprof.sampler.nvml_events import GpuEvents
 from agprof.sampler.nvml_processes import Pids
 from agprof.sampler.states import Append, States
-
-LOADING = "NVML is being loaded; when nothing follows, its library ended the sampler"
 
 
 class NvmlWork:
@@ -31,7 +30,7 @@ class NvmlWork:
         if options.nvml == "off":
             raise NoNvmlError("switched off with --nvml off")
         # A look-alike of the library may end the process: this is on the disk by then.
-        states.set(clock.monotonic_ns(), "gpu", "retry", LOADING)
+        states.set(clock.monotonic_ns(), "gpu", "retry", NVML_LOADING)
         flush()
         nvml = load_nvml()
         self._gpus = Gpus(append, states, nvml, pids=pids)

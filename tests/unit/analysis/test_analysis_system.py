@@ -12,7 +12,7 @@ from agprof.analysis.system_samples import Samples, on_axis, steady_window, with
 from agprof.analysis.system_throttles import MOST_SPANS, in_words, throttle_spans
 from agprof.model.figure import Curve, Figure
 from agprof.model.system_answers import GpuRow, SystemAnswer
-from agprof.model.tables import BY_NAME
+from agprof.model.tables import BY_NAME, NVML_LOADING
 from agprof.store.reader import schema
 from synthetic_system import (
     BOOT_NS,
@@ -140,6 +140,19 @@ def test_what_was_not_measured_says_why(table: str, column: str, field: str, nam
     assert (figure.value, figure.reason) == (None, reason)
     other: Figure = getattr(gpu(answer(system), 1), name)
     assert other.reason is not None
+
+
+def test_the_loading_of_nvml_is_told_only_where_nothing_follows() -> None:
+    loaded, ended = SystemRun(gpus=1), SystemRun(gpus=1)
+    for system in (loaded, ended):
+        system.where("gpu_samples", pl.lit(value=True), power_mw=None)
+        system.add("sampler_state", at_s=1, field="gpu", state="retry", reason=NVML_LOADING)
+    loaded.add("sampler_state", at_s=1.1, field="gpu", state="ok", reason="")
+    assert answer(loaded).not_measured == ()
+    assert gpu(answer(loaded)).power.reason == "not measured on this GPU"
+    (item,) = answer(ended).not_measured
+    assert (item.field, item.reason, item.until_ns) == ("gpu", NVML_LOADING, None)
+    assert gpu(answer(ended)).power.reason == NVML_LOADING
 
 
 def test_reasons_without_a_row_of_the_sampler() -> None:
