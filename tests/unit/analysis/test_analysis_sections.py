@@ -189,3 +189,24 @@ def test_the_time_line_begins_with_its_window_and_stays_inside(tmp_path: Path) -
     calls = [span for span in spans if span.rank == 0 and span.lane == "communication"]
     assert len(calls) == 13 * (last - first + 1)
     assert {span.name for span in calls} == {"all_reduce 4.00 MiB", "all_gather 8.00 MiB"}
+
+
+def test_the_line_of_phases_has_the_time_of_every_phase_of_the_lowest_rank(tmp_path: Path) -> None:
+    """Without collectives nothing is cut out of a phase, so both ways of counting must agree to the nanosecond."""
+    time = answers_of(tmp_path, ranks=1, collectives=0).time
+    line = time.phase_line
+    assert line is not None
+    assert line.rank == 0
+    for index, name in enumerate(line.names):
+        spans = zip(line.phase, line.duration_ns, strict=True)
+        told = sum(ns for phase, ns in spans if phase == index)
+        assert told == sum(row.parts_ns[name] for row in time.steps) > 0
+    ends = [start + long for start, long in zip(line.start_ns, line.duration_ns, strict=True)]
+    assert all(end <= start for end, start in zip(ends[:-1], line.start_ns[1:], strict=True))
+    first = next(row for row in time.steps if row.step == time.steps[0].step)
+    assert first.start_ns <= line.start_ns[0] < first.start_ns + first.duration_ns
+
+
+def test_a_run_too_long_for_a_line_of_phases_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agprof.analysis.timeline.MAX_PHASES", 20)
+    assert answers_of(tmp_path).time.phase_line is None
