@@ -100,8 +100,12 @@ def scenario_of(profile: Profile, gpus: int) -> tuple[Scenario, list[Known]]:
 # --- on a clock that the test sets
 
 
-def record(run: Path, fake: FakeNvml, scenario: Scenario) -> None:
-    """A run of a minute: what the sampler's GPU parts wrote, and one rank per GPU that steps once a second."""
+def record(run: Path, fake: FakeNvml, scenario: Scenario, devices: list[str] | None = None) -> None:
+    """A run of a minute: what the sampler's GPU parts wrote, and ranks that step once a second.
+
+    `devices`: UUID of each rank's device; not given: one rank per GPU.
+    """
+    devices = [uuid_of(gpu) for gpu in range(scenario.gpus)] if devices is None else devices
     for folder in (layout.NODES, layout.RANKS):
         (run / folder).mkdir(parents=True)
     with rig_of(fake, scenario, run, start_ns=BOOT_NS) as rig:
@@ -121,13 +125,13 @@ def record(run: Path, fake: FakeNvml, scenario: Scenario) -> None:
         for value in values:
             writer.append(table, value)
     writer.close("clean")
-    for rank in range(scenario.gpus):
-        write_stream(layout.rank_stream(run, rank), rank_header(rank, scenario.gpus), rank_rows(rank))
-    manifest = {"ranks": scenario.gpus, "workload": {"profile": {"warmup_steps": 2}}}
+    for rank, uuid in enumerate(devices):
+        write_stream(layout.rank_stream(run, rank), rank_header(rank, len(devices)), rank_rows(uuid))
+    manifest = {"ranks": len(devices), "workload": {"profile": {"warmup_steps": 2}}}
     (run / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
-def rank_rows(rank: int) -> dict[str, list[tuple[Any, ...]]]:
+def rank_rows(uuid: str) -> dict[str, list[tuple[Any, ...]]]:
     steps, spans = [], []
     for step in range(SECONDS):
         start_ns = BOOT_NS + step * SECOND_NS
@@ -135,7 +139,7 @@ def rank_rows(rank: int) -> dict[str, list[tuple[Any, ...]]]:
         steps.append(row("steps", step=step, micro_steps=1, samples=4, tokens=4096, profiled=False, **times))
         place = {"span": step, "step": step, "micro_step": 0, "thread": 1, "depth": 0}
         spans.append(row("spans", category="phase", name="forward", **place, **times))
-    told = {"device.type": "cuda", "device.uuid": uuid_of(rank)}
+    told = {"device.type": "cuda", "device.uuid": uuid}
     facts = [row("facts", time_ns=BOOT_NS, key=key, value=json.dumps(value)) for key, value in told.items()]
     return {"steps": steps, "spans": spans, "facts": facts}
 
@@ -262,3 +266,62 @@ def test_agprof_monitor_on_these_gpus(fake_nvml: FakeNvml, tmp_path: Path, name:
         assert value(found.pcie, "bytes/s") == pytest.approx(2 * Known.pcie_bytes_per_s, rel=0.2)
     assert not [entry for entry in answers.system.not_measured if entry.field in ("gpu.sampling", "host", "processes")]
     assert_report((run / "report.html").read_text(), profile, gpus)
+
+
+# --- split, hostile, lost
+
+
+def test_a_rank_on_a_mig_instance_has_the_figures_of_the_instance(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    scenario, _ = scenario_of(PROFILES["H100"], 1)
+    keys = [
+        scenario.mig(0, slot, 20_096, "NVIDIA H100 80GB HBM3 MIG 2g.20gb", gpu_instance=3 + slot) for slot in (0, 1)
+    ]
+    for slot, key in enumerate(keys):
+        scenario.at(0, key, memory_used_bytes=(7_000 + slot) * MIB, gpm_2=60 + slot, gpm_5=30 + slot, gpm_10=20 + slot)
+    record(tmp_path, fake_nvml, scenario, devices=["MIG-0000a001-0000-5000-8000-000000000001"])
+    answers = decode(encode(analyse(read_run(tmp_path))))
+    (mapped,) = answers.system.mapping
+    (mine,) = [found for found in answers.system.gpus if found.ranks == (0,)]
+    assert mapped.gpu == mine.gpu
+    assert mine.uuid == "MIG-0000a001-0000-5000-8000-000000000001"
+    assert mine.mig
+    assert value(mine.memory_peak, "bytes") == 7_001 * MIB
+    assert value(mine.memory_total, "bytes") == 20_096 * MIB
+    assert value(mine.sm, "ratio") == pytest.approx(0.61, rel=PACKED)
+    assert value(mine.tensor, "ratio") == pytest.approx(0.31, rel=PACKED)
+    assert mine.utilization.value is None
+    assert mine.utilization.reason
+    (whole,) = [found for found in answers.system.gpus if found.gpu == 0]
+    assert whole.utilization.value is None
+    assert value(whole.power, "W") == Known(PROFILES["H100"], 0).power_mw / 1000
+    assert b"MIG 2g.20gb" in render(answers)
+
+
+def test_a_name_that_is_markup_is_shown_as_text(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    hostile = "</script><img src=x onerror=alert(1)>"
+    scenario, _ = scenario_of(PROFILES["T4"], 1)
+    scenario.text(0, name=hostile)
+    record(tmp_path, fake_nvml, scenario)
+    html = render(analyse(read_run(tmp_path))).decode()
+    assert hostile not in html
+    assert "<img src=x" not in html
+    assert "&lt;/script&gt;&lt;img" in html
+
+
+def test_a_gpu_that_is_lost_for_a_while_is_a_gap_in_the_report_and_in_no_figure(
+    fake_nvml: FakeNvml, tmp_path: Path
+) -> None:
+    scenario, known = scenario_of(PROFILES["H100"], 2)
+    scenario.lost(1, from_s=20, until_s=30)
+    record(tmp_path, fake_nvml, scenario)
+    answers = decode(encode(analyse(read_run(tmp_path))))
+    assert_figures(answers, known)
+    (entry,) = [entry for entry in answers.system.not_measured if entry.field == "gpu.1"]
+    # Tried again 1, 3, 7 and 15 s after it was lost.
+    assert (entry.since_ns // SECOND_NS, (entry.until_ns or 0) // SECOND_NS) == (20, 35)
+    (power,) = [curve for curve in answers.system.curves if curve.label == "GPU 1 power"]
+    assert power.unit == "W"
+    points = [(x_ns / SECOND_NS, y) for x_ns, y in zip(power.x_ns, power.y, strict=True)]
+    assert {y for x, y in points if 20.2 < x < 34.8} <= {None}
+    assert {y for x, y in points if x < 19.8 or x > 35.2} == {known[1].power_mw / 1000}
+    assert None in power.y
