@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 _CHUNK_BYTES = 65536
+_SHORT_BYTES = 4096
 
 
 class KernelFile:
@@ -38,10 +39,11 @@ class KernelFile:
         try:
             if self._fd is None:
                 self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._fd, _CHUNK_BYTES, 0)
+            data = os.pread(self._fd, _SHORT_BYTES, 0)
         except OSError:
             self.close()
             raise
+        return data if len(data) < _SHORT_BYTES else self.read()
 
     def close(self) -> None:
         """Give the descriptor back. The next reading opens the file again."""

@@ -18,8 +18,8 @@ CALL = "nvmlDeviceGetFieldValues"
 SUCCESS = 0
 ALL_LINKS = 2**32 - 1
 """As scope of an NVLink field: the sum over all links."""
-_VALUES = struct.Struct("=IIqqiIQ")
-"""c_nvmlFieldValue_t: field, scope, timestamp, latency, type of the value, return code, the value's eight bytes."""
+_VALUES = struct.Struct("=24xiIQ")
+"""c_nvmlFieldValue_t: type of the value, return code, the value's eight bytes; before them field, scope and times."""
 MOST_ARRAYS = 8
 """Kept for as many sets of fields: those that are due together change little."""
 _DOUBLE = 0
@@ -122,7 +122,7 @@ class Fields:
             for field in asked:
                 field.fail(now_ns, verdict, reason)
             return
-        for field, (_, _, _, _, kind, code, raw) in zip(asked, _VALUES.iter_unpack(self._array), strict=True):
+        for field, (kind, code, raw) in zip(asked, _VALUES.iter_unpack(self._array), strict=True):
             if code == SUCCESS:
                 field.take(now_ns, kind, raw)
             else:

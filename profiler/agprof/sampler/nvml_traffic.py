@@ -39,6 +39,8 @@ class Source:
 class Traffic:
     """Bytes per second one way over a link, from the first of its sources that the driver has."""
 
+    __slots__ = ("_name", "_said", "_sources")
+
     def __init__(self, name: str, sources: list[Source]) -> None:
         self._name = name
         self._sources = sources
@@ -74,6 +76,8 @@ class Throttled:
     These overlap (heat in general, heat by the software's measure), so the one that grew most is taken: the time is at
     least that. None when one that the driver has was not read.
     """
+
+    __slots__ = ("_counters", "_name", "fields")
 
     def __init__(self, name: str, numbers: tuple[int, ...]) -> None:
         self._name = name

@@ -20,8 +20,8 @@ CHILDREN_PERIOD_NS = 2 * SECOND_NS
 CHILDREN_SHARE = 0.003
 """Most of one core that looking for children may take: on a host with thousands of processes it is done less often."""
 PSS_PERIOD_NS = 5 * SECOND_NS
-PSS_SHARE = 0.001
-"""Of one core: the kernel walks through all pages of a process for its PSS, 10 ms for one that has imported torch."""
+PSS_SHARE = 0.0005
+"""Of one core: the kernel walks through all pages of a process for its PSS, 5 ms for one that has imported torch."""
 RESCAN_PERIOD_NS = 10 * SECOND_NS
 CLOCK_SLACK_NS = 100_000_000
 """Start times of processes come in clock ticks of 10 ms."""

@@ -39,6 +39,8 @@ class States:
 class Backoff:
     """When to try again after a failure: 1 s later, then 2, 4 ... 60 s."""
 
+    __slots__ = ("_due_ns", "_wait_ns")
+
     def __init__(self) -> None:
         self._wait_ns = FIRST_BACKOFF_NS
         self._due_ns = 0
@@ -64,6 +66,8 @@ class Probe:
 
     `judge` says which of the two an exception means; it may also raise, to end the whole round.
     """
+
+    __slots__ = ("_backoff", "_explain", "_judge", "_said_ok", "_states", "field", "unsupported")
 
     def __init__(
         self,
@@ -105,6 +109,8 @@ class Probe:
 
 class Rate:
     """Turns a counter into a rate per second. None at first, and where the counter went backwards."""
+
+    __slots__ = ("_last",)
 
     def __init__(self) -> None:
         self._last: tuple[int, float] | None = None

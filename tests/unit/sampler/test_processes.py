@@ -284,10 +284,10 @@ def test_where_pss_is_expensive_trees_take_turns_and_it_is_said(
     for rank in range(3):
         rig.process(10 + rank)
         rig.rank(rank, 10 + rank)
-    clock = iter(range(0, 10**15, 20_000_000))
+    clock = iter(range(0, 10**15, 10_000_000))
     monkeypatch.setattr("agprof.sampler.processes.time.thread_time_ns", lambda: next(clock))
     read = [[row["rank"] for row in rig.sample() if row["pss_bytes"] is not None] for _ in range(81)]
-    # 20 ms each time at 0.1 % of a core: one tree every 20 s.
+    # 10 ms each time at 0.05 % of a core: one tree every 20 s.
     assert {second: ranks for second, ranks in enumerate(read) if ranks} == {
         0: [0], 20: [1], 40: [2], 60: [0], 80: [1],
     }  # fmt: skip
