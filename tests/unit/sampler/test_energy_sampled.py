@@ -125,13 +125,15 @@ def gpu_rows(run: Path) -> int:
     return sum(len(rows) for name, rows in follower.poll() if name == "gpu_samples")
 
 
-def test_the_process_itself(fake_nvml: FakeNvml, tmp_path: Path) -> None:
-    """Two seconds in real time, with a reset in them: too short for a figure, long enough for the curve."""
+@pytest.mark.parametrize("what", ["counter", "reset", "no counter"])
+def test_the_process_itself(fake_nvml: FakeNvml, tmp_path: Path, what: str) -> None:
+    """Two seconds in real time: too short for a figure, long enough for the curve."""
     power = constant(500)
-    scenario = Scenario(H100)
+    scenario = Scenario(H100, without=("energy_mj",) if what == "no counter" else ())
     scenario.at(0, 0, power_instant_mw=500_000)
-    scenario.at(1, 0, energy_mj=0)
-    scenario.integral(1, 0, energy_mj="power_instant_mw")
+    if what == "reset":
+        scenario.at(1, 0, energy_mj=0)
+        scenario.integral(1, 0, energy_mj="power_instant_mw")
     run = tmp_path / "run"
     run.mkdir()
     command = [sys.executable, "-m", "agprof.sampler", "--run-dir", str(run), "--nvml", "auto"]
@@ -151,7 +153,9 @@ def test_the_process_itself(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     curve, resets = only_curve(view)
     measured = curve.window(curve.start_ns, curve.end_ns)
     seconds = (curve.end_ns - curve.start_ns) / 1e9
-    assert resets == 1
+    assert resets == (1 if what == "reset" else 0)
+    assert (measured.counter_ns > 0) == (what != "no counter")
+    assert (measured.integral_ns > 0) == (what != "counter")
     assert measured.joules == pytest.approx(power.between(0, seconds), abs=500 * 0.1)
     assert measured.low <= power.between(0, seconds) <= measured.high
     answer = analyse_energy(view, map_gpus(view))
