@@ -562,7 +562,7 @@ GPU_PROCESSES = table(
     ("time_ns", "int", "time"),
     ("gpu", "int", "NVML index on this node"),
     ("pid", "int", "number of the process on the host"),
-    ("kind", "str", "compute | graphics"),
+    ("kind", "str", "compute | graphics; compute for a process of both kinds, which has one row"),
     ("used_bytes", "int?", "memory that it holds; None where NVML does not say (no permission, MIG)"),
     ("owner", "str", "rank | child (of a rank) | other | not visible (numbers of another pid namespace)"),
     ("rank", "int?", "the rank, or the one whose child it is"),

@@ -45,9 +45,14 @@ class Processes:
 
     def collect(self, now_ns: int, device: Device) -> None:
         """Ask for one device's processes. Raises DeviceLostError and LibraryLostError."""
+        seen = set()
         for kind, call in _CALLS.items():
             processes = device.read(now_ns, f"processes.{kind}", partial(_ask, device, call))
             for process in (processes or ())[:MOST_PROCESSES]:
+                # A process of both kinds is in both lists, with the same memory.
+                if process.pid in seen:
+                    continue
+                seen.add(process.pid)
                 used = process.usedGpuMemory
                 self._found.append((device.index, kind, process.pid, None if used == NOT_AVAILABLE else used))
 

@@ -41,6 +41,13 @@ def test_ranks_children_and_others_on_the_host(tmp_path: Path) -> None:
     ]
 
 
+def test_a_process_of_both_kinds_has_one_row(tmp_path: Path) -> None:
+    nvml = StandIn(gpus=2)
+    nvml.processes[COMPUTE, 0] = nvml.processes[GRAPHICS, 0] = nvml.processes[GRAPHICS, 1] = [(9, GIB)]
+    rows = found(nvml, root_with(tmp_path, HOST_NAMESPACE, {}))
+    assert [row[:4] for row in rows] == [(0, 9, "compute", GIB), (1, 9, "graphics", GIB)]
+
+
 @pytest.mark.parametrize("namespace", ["pid:[4026532000]", None])
 def test_in_a_container_numbers_tell_nothing(namespace: str | None, tmp_path: Path) -> None:
     nvml = StandIn()
