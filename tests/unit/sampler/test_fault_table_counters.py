@@ -57,6 +57,18 @@ def test_a_counter_that_begins_anew_has_a_gap_there_and_no_wrong_value(rig: RigM
         assert found.values("gpu_samples", column) == [None, *[expected] * 4, None, expected, expected]
 
 
+def test_a_counter_that_is_narrower_than_its_type_has_a_gap_where_it_runs_round(rig: RigMaker) -> None:
+    """A step back that no link could make forwards: what the driver does not say is not made up."""
+    scenario = busy()
+    scenario.at(0, 0, field_197=2**32 - 2_700_000_000)
+    scenario.grow(0, 0, field_197=3_000_000_000)
+    scenario.wrap(0, "field_197", 32)
+    with rig(scenario) as found:
+        for fifth in range(8):
+            found.sample(fifth / 5, "fast")
+        assert found.values("gpu_samples", "pcie_sent_bytes_per_s") == [None, *[3e9] * 4, None, 3e9, 3e9]
+
+
 def test_energy_is_the_counter_through_a_reset(rig: RigMaker) -> None:
     scenario = busy()
     scenario.at(0.9, 0, energy_mj=0)

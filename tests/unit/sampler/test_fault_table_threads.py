@@ -68,6 +68,26 @@ def test_a_gpu_without_events_does_not_take_those_of_the_others(rig: RigMaker, t
         assert found.said("gpu.0.events")[0][0] == "unsupported"
 
 
+def test_events_come_again_after_the_library_was_lost(rig: RigMaker, tmp_path: Path) -> None:
+    scenario = busy()
+    scenario.gone(1, until_s=2)
+    scenario.event(5, 0, "xid", 48)
+    log = tmp_path / "log"
+    with rig(scenario, log=log) as found:
+        events = GpuEvents(found.append, found.states, found.nvml, clock=lambda: found.now_ns)
+        events.start()
+        wait_for(lambda: calls_of(log, "nvmlDeviceRegisterEvents") == 1)
+        found.set_time(1)
+        wait_for(lambda: bool(found.said("gpu.events")))
+        found.set_time(2)
+        wait_for(lambda: calls_of(log, "nvmlDeviceRegisterEvents") == 2)
+        found.set_time(5)
+        wait_for(lambda: bool(found.rows("gpu_events")))
+        events.close()
+        assert [(row["gpu"], row["code"]) for row in found.rows("gpu_events")] == [(0, 48)]
+        assert [state for state, _ in found.said("gpu.events")] == ["retry", "ok"]
+
+
 def test_where_there_are_no_events_the_reason_is_written(rig: RigMaker) -> None:
     scenario = busy()
     scenario.fail("nvmlEventSetCreate", "NVML_ERROR_NOT_SUPPORTED")
@@ -121,10 +141,10 @@ def test_a_call_that_hangs_is_named_after_5_s_and_forgotten_when_it_returns(rig:
         found.set_time(6)
         thread.look()
         assert found.said("gpu") == [("retry", f"call {name} has not returned for 5 s")]
-        assert not thread.end() or found.rows("gpu_samples")  # it waits 1.5 s and leaves the thread behind
-        found.set_time(60)
+        assert not thread.end()  # it waits for 1.5 s and leaves the thread behind
+        found.set_time(70)
         wait_for(lambda: bool(found.rows("gpu_samples")))
-        found.set_time(62)
+        found.set_time(72)
         thread.look()
         assert [state for state, _ in found.said("gpu")] == ["retry", "ok"]
         assert found.rows("gpu_samples")[0]["power_mw"] == 612_345
