@@ -14,7 +14,8 @@ be read is None with a reason in `sampler_state`, everything else goes on, and n
           when the job ends, all in the real process         test_fault_table_process.py
     F9    container: pids of the host, no permissions, MIG,
           CUDA_VISIBLE_DEVICES in every form                 test_fault_gpu_mapping.py, test_nvml_mig.py
-    F11   fork, spawn, execv, daemons, descriptors           test_families.py, test_processes.py
+    F11   fork, spawn, execv, daemons, descriptors           test_fault_forks.py, test_families.py
+          DataLoader workers under the real recorder         tests/integration/test_fault_dataloaders.py
 
 The sampler's GPU parts run in this process on the fake NVML, on a clock that the test sets.
 """
