@@ -43,7 +43,7 @@ def section(found: EnergyAnswer) -> Section:
 
 
 def _lines(found: EnergyAnswer) -> tuple[tuple[str, str], ...]:
-    lines = [("", f"The sums hold {clean(found.scope, _NAME)}.")] if found.scope else []
+    lines: list[tuple[str, str]] = []
     methods = {row.method for row in found.gpus if row.in_run and row.method}
     if len(methods) > 1:
         lines.append(("watch", "Not all GPUs were measured in the same way: see the table."))

@@ -14,6 +14,8 @@ _AXIS_TITLE = "time, s"
 
 def is_monitored(answers: RunAnswers) -> bool:
     """Nothing of a training is there, and none was started: no rank was asked for."""
+    if answers.identity.kind == "command":
+        return True
     wanted = answers.identity.world_size or answers.quality.ranks_expected
     return not (wanted or answers.ranks or answers.time.steps or answers.trace is not None)
 

@@ -102,6 +102,7 @@ def curves_chart(
             "line": {"width": 1.5, "color": "$ink" if i == 0 else f"$ink-{i}", "dash": DASHES[i % len(DASHES)]},
             "connectgaps": False,
             "hovertemplate": f"%{{y:.3r}} {unit}",
+            **lone_points(points),
         }
         for i, (curve, points) in enumerate(zip(curves, drawn, strict=True))
     ]
@@ -134,6 +135,15 @@ def curves_chart(
         else "",
         axis="run",
     )
+
+
+def lone_points(points: Sequence[Point]) -> Spec:
+    """Marks on samples between two gaps, of which a line shows nothing; empty where there is none."""
+    known = [False, *(y is not None for _, y in points), False]
+    lone = [here and not (before or after) for before, here, after in zip(known, known[1:], known[2:], strict=False)]
+    if not any(lone):
+        return {}
+    return {"mode": "lines+markers", "marker": {"size": [4 if one else 0 for one in lone], "color": "$ink"}}
 
 
 def _ticks(span: Sequence[float], below: float) -> Spec:

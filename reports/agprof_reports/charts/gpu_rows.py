@@ -8,7 +8,7 @@ from agprof.model.figure import Curve
 from agprof.model.system_answers import SystemAnswer
 from agprof_reports import tables
 from agprof_reports.charts import throttle
-from agprof_reports.charts.curves import thin
+from agprof_reports.charts.curves import lone_points, thin
 from agprof_reports.charts.marks import events_over, gaps_over
 from agprof_reports.charts.pieces import RUN_MARGIN, Span, annotation, chart_title, step_marks, time_axis
 from agprof_reports.data import Chart, Spec
@@ -134,6 +134,7 @@ def _line(
         "connectgaps": False,
         "hovertemplate": f"%{{y:.3r}} {unit}",
     }
+    line |= lone_points(drawn)
     if index == 0:
         line |= {"fill": "tozeroy", "fillcolor": "$spark"}
     elif limit:

@@ -10,14 +10,12 @@ from agprof.model.figure import Curve
 from agprof.model.system_answers import SystemAnswer
 from agprof_reports.charts import throttle
 from agprof_reports.data import Cell
-from agprof_reports.moments import TICKS_PER_S, moments
 from agprof_reports.page import build
 from agprof_reports.run import LIMIT_BYTES, render
 from agprof_reports.system import gpus_sentence
 from sample_answers import HOSTILE, gpu_answers, hostile_answers, sample_answers
 from sample_energy_answers import energy_answer
 from sample_figures import GIB, MS, figure, missing
-from sample_monitor_answers import monitor_answers
 from sample_system_answers import cpu_system, gpu_system, mig_system, older_system
 
 
@@ -302,62 +300,21 @@ def test_gpus_of_two_nodes_are_told_apart():
     assert column_of(tables_of(section)["table-gpus"], "node") == ["0", "0", "1", "1"]
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_sample_between_two_gaps_is_a_point(gpus):
+    at = tuple(range(0, 6 * 10**9, 10**9))
+    y = (None, 500.0, None, 510.0, 520.0, None)
+    curves = tuple(Curve(label=f"GPU {gpu} power", unit="W", x_ns=at, y=y, node=0, gpu=gpu) for gpu in range(gpus))
+    system = SystemAnswer(sentence="One.", curves=curves, figures=())
+    line = charts_of(system_of(with_system(system)))["gpu-power"].spec["data"][0]
+    assert line["mode"] == "lines+markers"
+    assert line["marker"]["size"] == [0, 4, 0, 0, 0, 0]
+    assert "marker" not in charts_of(system_of(gpu_answers(gpus)))["gpu-power"].spec["data"][0]
+
+
 def test_decimation_is_said():
     system = gpu_system(2, points=100)
     assert ("", system.decimation) in system_of(with_system(system)).lines
-
-
-def decoded(packed):
-    """What assets/moments.js makes of it: begins from distances."""
-    at, out = 0, []
-    for distance in packed["at"]:
-        at += distance
-        out.append(at)
-    return out
-
-
-def test_moments_give_back_the_steps_and_phases_of_the_lowest_rank():
-    time = sample_answers(3, 40).time
-    found = moments(time)
-    rows = [row for row in time.steps if row.rank == 0]
-    assert found["rank"] == 0
-    assert found["steps"]["first"] == found["steps"]["last"] == [row.step for row in rows]
-    assert decoded(found["steps"]) == [row.start_ns * TICKS_PER_S // 10**9 for row in rows]
-    assert decoded(found["phases"]) == [ns * TICKS_PER_S // 10**9 for ns in time.phase_line.start_ns]
-    assert found["phases"]["names"] == ["data wait", "forward", "backward", "optimizer"]
-    assert moments(sample_answers(1, 0).time) is None
-    assert moments(replace(time, phase_line=None))["phases"] is None
-
-
-def test_moments_of_a_long_run_are_stretches_of_steps():
-    time = sample_answers(1, 9_000).time
-    steps = moments(time)["steps"]
-    assert len(steps["first"]) == 3_000
-    assert (steps["first"][1], steps["last"][1]) == (3, 5)
-    assert steps["last"][-1] == 8_999
-
-
-def test_a_program_without_steps_has_what_was_sampled_first():
-    page = build(monitor_answers(8))
-    assert [section.key for section in page.sections] == ["system", "energy", "configuration", "quality"]
-    assert page.headline == page.sections[0].sentence
-    assert (page.bound_word, page.findings_sentence, page.step_bar, page.moments) == ("", "", None, None)
-    assert all(not card.shown.reason for card in page.kpis)
-    assert page.sections[0].cards == ()
-    titles = {
-        chart.spec["layout"]["xaxis"].get("title", {}).get("text")
-        for part in page.sections[0].parts
-        for chart in part.charts
-        if chart.axis == "run"
-    }
-    assert titles == {None, "time, s"}
-    assert all(section.charts or section.tables or section.parts or section.lines for section in page.sections)
-
-
-def test_a_training_of_which_nothing_is_left_keeps_its_sections():
-    answers = monitor_answers(0)
-    started = replace(answers, identity=replace(answers.identity, world_size=4))
-    assert [section.key for section in build(started).sections][:3] == ["time", "communication", "compute"]
 
 
 def test_hostile_names_stay_text_and_short_in_every_label():
