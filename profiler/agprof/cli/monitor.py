@@ -37,9 +37,10 @@ def monitor(
     nvml: Annotated[Literal["auto", "off"], typer.Option(help="off: never ask the GPUs' driver.")] = "auto",
     no_report: Annotated[bool, typer.Option("--no-report", help="Keep the data and write no report.")] = False,
 ) -> int:
-    """Run any command and sample the host, the GPUs and the command's processes; nothing is changed inside of it.
+    """Run any command and sample what it uses.
 
-    It keeps the terminal and the environment as they are: agprof monitor -- make -j8
+    The host, the GPUs and the command's processes are sampled; nothing is put into the command, which keeps the
+    terminal and the environment as they are: agprof monitor -- make -j8
 
     The data and the report go into a new folder NAME-TIME under --out; the summary goes to stderr. Exit codes: the
     command's own, 128 + n when signal n killed it, 2 for a bad option, 3 when it could not be started
