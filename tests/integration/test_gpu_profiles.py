@@ -108,8 +108,17 @@ def record(run: Path, fake: FakeNvml, scenario: Scenario, devices: list[str] | N
     devices = [uuid_of(gpu) for gpu in range(scenario.gpus)] if devices is None else devices
     for folder in (layout.NODES, layout.RANKS):
         (run / folder).mkdir(parents=True)
+    record_node(run, fake, scenario, 0, SECONDS)
+    for rank, uuid in enumerate(devices):
+        write_stream(layout.rank_stream(run, rank), rank_header(rank, len(devices)), rank_rows(uuid))
+    manifest = {"ranks": len(devices), "workload": {"profile": {"warmup_steps": 2}}}
+    (run / layout.MANIFEST).write_text(json.dumps(manifest))
+
+
+def record_node(run: Path, fake: FakeNvml, scenario: Scenario, from_s: int, until_s: int, attempt: int = 0) -> None:
+    """The node's stream of one sampler: its GPU parts, from one second of the scenario to another."""
     with rig_of(fake, scenario, run, start_ns=BOOT_NS) as rig:
-        for fifth in range(SECONDS * 5 + 1):
+        for fifth in range(from_s * 5, until_s * 5 + 1):
             rig.sample(fifth / 5, "fast")
             if fifth % 5 == 0:
                 rig.sample(fifth / 5, "medium")
@@ -120,15 +129,11 @@ def record(run: Path, fake: FakeNvml, scenario: Scenario, devices: list[str] | N
         "kind": "node", "node": 0, "host": "node-a", "pid": 1, "schema_version": SCHEMA_VERSION,
         "agprof_version": "0.1.0", "clock": {"realtime_ns": EPOCH_NS, "monotonic_ns": BOOT_NS, "boottime_ns": BOOT_NS},
     }  # fmt: skip
-    writer = PackedStreamWriter(layout.node_stream(run, 0), header)
+    writer = PackedStreamWriter(layout.node_stream(run, 0, attempt), header)
     for table, values in rows.items():
         for value in values:
             writer.append(table, value)
     writer.close("clean")
-    for rank, uuid in enumerate(devices):
-        write_stream(layout.rank_stream(run, rank), rank_header(rank, len(devices)), rank_rows(uuid))
-    manifest = {"ranks": len(devices), "workload": {"profile": {"warmup_steps": 2}}}
-    (run / layout.MANIFEST).write_text(json.dumps(manifest))
 
 
 def rank_rows(uuid: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -325,3 +330,17 @@ def test_a_gpu_that_is_lost_for_a_while_is_a_gap_in_the_report_and_in_no_figure(
     assert {y for x, y in points if 20.2 < x < 34.8} <= {None}
     assert {y for x, y in points if x < 19.8 or x > 35.2} == {known[1].power_mw / 1000}
     assert None in power.y
+
+
+def test_where_gpus_are_numbered_anew_no_rank_is_on_a_wrong_one(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    """GPU 0 fell off the bus, and a sampler that was started again found GPU 1 as number 0."""
+    before, _ = scenario_of(PROFILES["H100"], 2)
+    record(tmp_path, fake_nvml, before)
+    after, _ = scenario_of(PROFILES["H100"], 1)
+    after.text(0, uuid=uuid_of(1))
+    record_node(tmp_path, fake_nvml, after, SECONDS, 2 * SECONDS, attempt=1)
+    answers = analyse(read_run(tmp_path))
+    assert [(found.rank, found.gpu) for found in answers.system.mapping] == [(0, None), (1, None)]
+    for found in answers.system.mapping:
+        assert f"GPU 0 was {uuid_of(0)}, then {uuid_of(1)}" in (found.reason or "")
+    render(answers)

@@ -27,7 +27,8 @@ def map_gpus(view: View) -> tuple[GpuMapping, ...]:
     """One row per rank, in order."""
     told = _told(view)
     gpus = node_gpus(view)
-    rows = [_map(view, rank, told.get(rank, {}), gpus) for rank in view.ranks]
+    renumbered = _renumbered(view)
+    rows = [_map(view, rank, told.get(rank, {}), gpus, renumbered) for rank in view.ranks]
     return tuple(_uncontested(row, rows) for row in rows)
 
 
@@ -50,6 +51,20 @@ def node_gpus(view: View) -> dict[int, list[NodeGpu]]:
     return found
 
 
+def _renumbered(view: View) -> dict[int, str]:
+    """Node -> why its GPUs' numbers say nothing: one of them stood for two GPUs.
+
+    NVML numbers what it finds when it is initialised. Where a GPU falls off the bus and NVML is initialised again, by
+    this sampler or one that was started after it, those behind the lost one move up.
+    """
+    numbers = view.tables["gpus"].drop_nulls("uuid").group_by("node", "gpu", maintain_order=True)
+    several = numbers.agg(pl.col("uuid").unique(maintain_order=True)).filter(pl.col("uuid").list.len() > 1)
+    return {
+        node: f"the GPUs of node {node} were numbered anew in mid-run: GPU {gpu} was {uuids[0]}, then {uuids[-1]}"
+        for node, gpu, uuids in several.sort("node", "gpu", descending=True).iter_rows()
+    }
+
+
 def physical(gpus: Sequence[NodeGpu], gpu: int) -> int:
     """The whole GPU that a MIG instance is part of; a whole GPU is its own."""
     return next((row.mig_parent for row in gpus if row.gpu == gpu and row.mig_parent is not None), gpu)
@@ -70,17 +85,25 @@ def _told(view: View) -> dict[int, dict[str, list[Any]]]:
     return told
 
 
-def _map(view: View, rank: int, told: Mapping[str, list[Any]], gpus: Mapping[int, list[NodeGpu]]) -> GpuMapping:
+def _map(
+    view: View,
+    rank: int,
+    told: Mapping[str, list[Any]],
+    gpus: Mapping[int, list[NodeGpu]],
+    renumbered: Mapping[int, str],
+) -> GpuMapping:
     node = view.node_of.get(rank, 0)
     here = gpus.get(node, [])
     try:
-        gpu, by = _find(told, here, node)
+        gpu, by = _find(told, here, node, renumbered.get(node))
     except UnclearError as error:
         return GpuMapping(rank=rank, node=node, gpu=None, by=None, reason=str(error))
     return GpuMapping(rank=rank, node=node, gpu=gpu, by=by)
 
 
-def _find(told: Mapping[str, list[Any]], gpus: Sequence[NodeGpu], node: int) -> tuple[int, MappedBy]:
+def _find(
+    told: Mapping[str, list[Any]], gpus: Sequence[NodeGpu], node: int, renumbered: str | None
+) -> tuple[int, MappedBy]:
     """NVML index and evidence. Raises UnclearError."""
     types = told.get("device.type", [])
     if not types:
@@ -89,6 +112,8 @@ def _find(told: Mapping[str, list[Any]], gpus: Sequence[NodeGpu], node: int) -> 
         raise UnclearError("the rank computes on the CPU")
     if not gpus:
         raise UnclearError(f"NVML listed no GPU on node {node}")
+    if renumbered is not None:
+        raise UnclearError(renumbered)
     if several := _last(told, "device.indices"):
         raise UnclearError(f"the rank uses {len(several) if isinstance(several, list) else 'several'} GPUs")
     for key in ("device.type", "device.uuid", "device.pci_bus_id", "device.index"):
