@@ -30,7 +30,6 @@ from typing import Any
 
 import msgspec
 
-import agprof
 from agprof.launch import doctor_host, doctor_software, host
 from agprof.model.doctor_facts import NodeFacts
 from agprof.model.version import __version__
@@ -69,7 +68,7 @@ def node_facts(runs: Path) -> NodeFacts:
             python=platform.python_version(),
             python_path=sys.executable,
             agprof=__version__,
-            agprof_path=str(Path(agprof.__file__).parent),
+            agprof_path=str(Path(__file__).resolve().parents[1]),
             folder=str(Path.cwd()),
             packages=doctor_software.packages(),
             torch=torch.result(),
