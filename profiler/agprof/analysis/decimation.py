@@ -5,7 +5,6 @@ A single sample that stands out in a day stays. Works on whole columns; the poin
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from math import ceil
 
 import polars as pl
@@ -68,8 +67,10 @@ def _extremes(name: str) -> list[pl.Expr]:
 
 
 def _rows_of(kept: pl.DataFrame, name: str, height: int) -> list[int]:
-    columns = [kept[f"{name} {part}"].drop_nulls().to_list() for part in ("lowest", "highest", "gap")]
-    return sorted(reduce(lambda found, part: found | set(part), columns, {0, height - 1}))
+    rows = {0, height - 1}
+    for part in ("lowest", "highest", "gap"):
+        rows.update(kept[f"{name} {part}"].drop_nulls().to_list())
+    return sorted(rows)
 
 
 def _points(rows: pl.DataFrame, name: str) -> Points:

@@ -137,11 +137,7 @@ def _of_gpus(gpus: Sequence[GpuRow]) -> list[str]:
     runs, draws = ("runs", "draws") if len(gpus) == 1 else ("run", "draw")
     words = []
     if busy := _busy(gpus, who, runs):
-        active = ", ".join(
-            f"{name} {_range([v for gpu in gpus if (v := of(gpu).value) is not None], 'ratio')}"
-            for name, of in (("SMs", lambda gpu: gpu.sm), ("tensor cores", lambda gpu: gpu.tensor))
-            if any(of(gpu).value is not None for gpu in gpus)
-        )
+        active = _active(gpus)
         words.append(f"{busy} ({active} in use)" if active else busy)
     powers = [gpu.power.value for gpu in gpus if gpu.power.value is not None]
     if powers:
@@ -151,6 +147,13 @@ def _of_gpus(gpus: Sequence[GpuRow]) -> list[str]:
         subject = "" if busy.startswith(who) else f"{who} "
         words.append(f"{subject}{draws} {_range(powers, 'W')}{of}{each}")
     return words
+
+
+def _active(gpus: Sequence[GpuRow]) -> str:
+    """`SMs 70 % to 74 %, tensor cores 40 %`, of what was measured."""
+    units: tuple[tuple[str, Of], ...] = (("SMs", lambda gpu: gpu.sm), ("tensor cores", lambda gpu: gpu.tensor))
+    known = {name: [value for gpu in gpus if (value := of(gpu).value) is not None] for name, of in units}
+    return ", ".join(f"{name} {_range(values, 'ratio')}" for name, values in known.items() if values)
 
 
 def _busy(gpus: Sequence[GpuRow], who: str, runs: str) -> str:
