@@ -123,7 +123,11 @@ class Fields:
                 field.fail(now_ns, verdict, reason)
             return
         for field, (kind, code, raw) in zip(asked, _VALUES.iter_unpack(self._array), strict=True):
-            if code == SUCCESS:
+            known = _UNSIGNED.get(kind)
+            if code == SUCCESS and known is not None and field.state == "ok" and (value := raw & known[1]) != known[1]:
+                # As `take` does it, without a call: this is the case of a dozen fields of each GPU five times a second.
+                field.value, field.bits, field.due_ns = value, known[0], now_ns + field.period_ns
+            elif code == SUCCESS:
                 field.take(now_ns, kind, raw)
             else:
                 verdict, meaning = self._nvml.judge_value(code)

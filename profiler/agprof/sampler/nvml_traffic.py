@@ -87,11 +87,16 @@ class Throttled:
     def change_ns(self, now_ns: int, device: Device) -> int | None:
         """From the values of `fields` that were just read."""
         device.say(now_ns, self._name, self.fields)
-        changes = []
+        most: int | None = None
+        missing = False
         for field, counter in zip(self.fields, self._counters, strict=True):
             if field.state != "unsupported":
-                changes.append(counter.change(now_ns, field.value, field.bits))
-        return None if not changes or None in changes else max(change for change in changes if change is not None)
+                change = counter.change(now_ns, field.value, field.bits)
+                if change is None:
+                    missing = True
+                elif most is None or change > most:
+                    most = change
+        return None if missing else most
 
 
 def links_of(nature: Nature) -> list[Traffic]:
