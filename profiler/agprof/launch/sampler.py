@@ -93,7 +93,7 @@ class SupervisedSampler:
         self._begun: float = clock()
         self._alive_at = self._begun
         self._quiet_s: float = 0.0
-        """Time since the stream grew last, as far as the watch was there to see."""
+        """Time since the stream grew last in which it slept, as far as the watch was there to see."""
         self._size = 0
         self._grew_at: float | None = None
         self._gaps: deque[float] = deque(maxlen=GAPS_KEPT)
@@ -142,9 +142,8 @@ class SupervisedSampler:
         while not self._ending.wait(self._patience.look_s):
             now = self._clock()
             # Time in which this thread itself did not run is nobody's fault.
-            self._quiet_s += min(now - looked, 2 * self._patience.look_s)
-            looked = now
-            death = self._look(now)
+            passed_s, looked = min(now - looked, 2 * self._patience.look_s), now
+            death = self._look(now, passed_s)
             if death is None:
                 self._alive_at = now
                 if now - self._begun >= self._patience.settled_s:
@@ -159,19 +158,23 @@ class SupervisedSampler:
         self._grew_at, self._quiet_s, self._stopped_looks = None, 0.0, 0
         self._gaps.clear()
 
-    def _look(self, now: float) -> _Death | None:
+    def _look(self, now: float, passed_s: float) -> _Death | None:
         process = self._process
         assert process is not None
         if (status := process.poll()) is not None:
             return _death_of(status, self._alive_at)
+        state = _state(process.pid)
         # One look is not enough: somebody may have stopped it for a moment.
-        self._stopped_looks = self._stopped_looks + 1 if _is_stopped(process.pid) else 0
+        self._stopped_looks = self._stopped_looks + 1 if state == "T" else 0
         if self._stopped_looks >= 2:
             return _Death(how="was stopped (SIGSTOP)", code=None, may_be_nvml=False, since=self._alive_at)
         if (size := self._written()) != self._size:
             if self._grew_at is not None:
                 self._gaps.append(now - self._grew_at)
             self._size, self._grew_at, self._quiet_s = size, now, 0.0
+        elif state not in ("R", "D"):
+            # One that waits for a CPU or a disk would not be quicker if it were started again.
+            self._quiet_s += passed_s
         if self._quiet_s <= self._allowed_s():
             return None
         if not _takes_writes(self._run_dir):
@@ -275,8 +278,7 @@ class SupervisedSampler:
     def _end(self, process: "subprocess.Popen[bytes]", timeout_s: float) -> int:
         already = process.poll()
         _close_stdin(process)
-        if _is_stopped(process.pid):
-            process.send_signal(signal.SIGCONT)  # it has rows to write
+        process.send_signal(signal.SIGCONT)  # whoever stopped it: it has rows to write
         told = False
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
@@ -309,9 +311,10 @@ def _death_of(status: int, since: float) -> _Death:
     return _Death(how=how, code=128 - status, may_be_nvml=not by_others, since=since)
 
 
-def _is_stopped(pid: int) -> bool:
+def _state(pid: int) -> str | None:
+    """Of the process's main thread, as /proc/PID/stat has it: R runs, S sleeps, D waits for a disk, T is stopped."""
     fields = processes.stat_fields(pid)
-    return fields is not None and fields[0] == "T"
+    return fields[0] if fields is not None else None
 
 
 def _takes_writes(folder: Path) -> bool:

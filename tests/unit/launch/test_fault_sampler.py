@@ -161,6 +161,17 @@ def test_a_full_disk_is_no_fault_of_the_sampler(run_dir, sampler_of, monkeypatch
     sampler.end(5.0)
 
 
+@pytest.mark.parametrize("state", ["R", "D"], ids=["a CPU", "a disk"])
+def test_one_that_waits_for_a_cpu_or_a_disk_is_not_taken_for_one_that_hangs(run_dir, sampler_of, monkeypatch, state):
+    looks = []
+    monkeypatch.setattr("agprof.launch.sampler._state", lambda pid: (looks.append(pid), state)[1])
+    sampler = sampler_of("hangs", patience=Patience(look_s=0.01, quiet_periods=0.1))
+    until(lambda: len(looks) > 60)  # five times as long as a stream may be quiet
+    assert attempts(run_dir) == 1
+    os.kill(looks[0], signal.SIGKILL)
+    sampler.end(5.0)
+
+
 def test_one_that_fails_is_started_again(run_dir, sampler_of):
     sampler = sampler_of("fails", "well")
     pid_of(run_dir, 1, within_s=5.0)
