@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +90,8 @@ class Turn:
     rss_mb: float
     note: str
     """What it has read meanwhile: a tool that reads nothing costs nothing."""
+    load: float = 0.0
+    """Load average of the machine at its end: what else runs there empties the caches between two samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Line:
     note: str
     turns: int
     seconds: float
+    loads: tuple[float, float] = (0.0, 0.0)
+    """Lowest and highest of its turns."""
 
     def __str__(self) -> str:
         return (
@@ -144,9 +148,12 @@ def _take_turns(tools: Sequence[Tool], seconds: float, turns: int) -> list[Line]
     taken: dict[int, list[Turn]] = {number: [] for number in range(len(tools))}
     for _ in range(turns):
         for number, tool in enumerate(tools):
-            taken[number].append(tool.turn(seconds))
+            taken[number].append(replace(tool.turn(seconds), load=os.getloadavg()[0]))
             last = taken[number][-1]
-            print(f"  {tool.name} {tool.every}: {last.cpu_share:.2%}, {last.rss_mb:.1f} MB, {last.note}", flush=True)
+            print(
+                f"  {tool.name} {tool.every}: {last.cpu_share:.2%}, {last.rss_mb:.1f} MB, {last.note}, load {last.load:.1f}",
+                flush=True,
+            )
     lines = []
     for number, tool in enumerate(tools):
         shares = [turn.cpu_share for turn in taken[number]]
@@ -161,6 +168,7 @@ def _take_turns(tools: Sequence[Tool], seconds: float, turns: int) -> list[Line]
                 note=taken[number][-1].note,
                 turns=turns,
                 seconds=seconds,
+                loads=(min(turn.load for turn in taken[number]), max(turn.load for turn in taken[number])),
             )
         )
         print(lines[-1], flush=True)
@@ -292,7 +300,9 @@ def section(lines: Sequence[Line], command: str) -> str:
         HEADING,
         "",
         f"Measured by `{command}`: {GPUS} GPUs by the tests' fake NVML, {RANKS} rank trees of {WORKERS + 1} processes.",
-        "A call of the fake takes about a microsecond; a driver's may take more.",
+        "A call of the fake takes about a microsecond; a driver's may take more. The tools took turns on "
+        f"{len(os.sched_getaffinity(0))} cores with a load of {min(line.loads[0] for line in lines):.1f} to "
+        f"{max(line.loads[1] for line in lines):.1f} by other work, which empties the caches between two samples.",
         f"Goal: less than {GOAL_CPU_SHARE:.0%} of one core and {GOAL_RSS_MB} MB. "
         f"{'Reached.' if reached else 'Not reached.'}",
         "",
