@@ -150,10 +150,8 @@ def _take_turns(tools: Sequence[Tool], seconds: float, turns: int) -> list[Line]
         for number, tool in enumerate(tools):
             taken[number].append(replace(tool.turn(seconds), load=os.getloadavg()[0]))
             last = taken[number][-1]
-            print(
-                f"  {tool.name} {tool.every}: {last.cpu_share:.2%}, {last.rss_mb:.1f} MB, {last.note}, load {last.load:.1f}",
-                flush=True,
-            )
+            figures = f"{last.cpu_share:.2%}, {last.rss_mb:.1f} MB, {last.note}, load {last.load:.1f}"
+            print(f"  {tool.name} {tool.every}: {figures}", flush=True)
     lines = []
     for number, tool in enumerate(tools):
         shares = [turn.cpu_share for turn in taken[number]]
