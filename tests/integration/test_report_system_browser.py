@@ -95,7 +95,7 @@ def test_every_gpu_has_a_row_with_its_name_and_median(page, files, width):
     opened(page, files, "eight", "gpu-power", width=width)
     words = page.evaluate("[...document.querySelectorAll('#chart-gpu-power text')].map((text) => text.textContent)")
     assert [f"GPU {gpu}" for gpu in range(8)] == sorted({word for word in words if word.startswith("GPU ")})
-    assert sum(word.endswith(" W") for word in words) == 8
+    assert sum(word.endswith("\u00a0W") for word in words) == 8
     heights = page.evaluate("""[...document.querySelectorAll('#chart-gpu-power .nsewdrag')]
       .map((row) => row.getBoundingClientRect().height)""")
     assert len(heights) == 8
@@ -178,7 +178,16 @@ def test_one_hover_tells_all_gpus(page, files):
 
 def test_a_hover_over_the_ribbon_tells_the_reason(page, files):
     opened(page, files, "eight", "gpu-sm-clock")
-    assert "software thermal slowdown" in head_of(page, "gpu-sm-clock", 0.9)
+    text = head_of(page, "gpu-sm-clock", 0.87)
+    answers = gpu_answers(8)
+    axis = page.evaluate("document.querySelector('#chart-gpu-sm-clock .plot')._fullLayout.xaxis.range")
+    at_ns = axis[1] * 0.87 * 1e9
+    there = [span for span in answers.system.throttles if span.start_ns < at_ns < span.end_ns]
+    assert {"thermal", "power"} == {span.kind for span in there}
+    assert "GPU 3 held down : software thermal slowdown" in text
+    for gpu in range(8):
+        power = any(span.gpu == gpu and span.kind == "power" for span in there)
+        assert (f"GPU {gpu} held down : software power cap" in text) == power
 
 
 def test_a_program_without_steps_has_no_step_in_its_hovers(page, files):

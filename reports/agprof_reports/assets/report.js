@@ -250,7 +250,7 @@
     const axisNow = plot._fullLayout?.xaxis, area = $(".nsewdrag", plot);
     if (!axisNow || !area || event.clientX === undefined) return;
     const at = axisNow.p2d(event.clientX - area.getBoundingClientRect().left), words = agprofMoments.words(at);
-    if (words) axisNow.unifiedhovertitle = { text: `${Number(at.toPrecision(5))} s · ${words}` };
+    if (words) axisNow.unifiedhovertitle = { text: `${Number(at.toFixed(3))} s · ${words}` };
   };
   const readMoments = async () => {
     const element = $("#moments");

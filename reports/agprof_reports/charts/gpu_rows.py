@@ -13,7 +13,7 @@ from agprof_reports.charts.marks import events_over, gaps_over
 from agprof_reports.charts.pieces import RUN_MARGIN, Span, annotation, chart_title, step_marks, time_axis
 from agprof_reports.data import Chart, Spec
 from agprof_reports.tables import StepGroup
-from agprof_reports.text import label, rounded, scale
+from agprof_reports.text import label, rounded, scale, with_unit
 
 GpuKey = tuple[int, int]
 """Node and number of the GPU on it."""
@@ -22,7 +22,7 @@ _ROW, _LOW_ROW, _RIBBON = 44, 32, 12
 """Pixels of a row when there are few and when there are many, and what a ribbon takes beside."""
 _BETWEEN = 0.14
 """Share of a row that is left free below it."""
-_TOLD_TWICE = 8
+_TOLD_TWICE = 4
 """Rows whose second curve the hover tells too."""
 _MOST_POINTS_IN_ALL = 4_800
 _MOST_HOLES = 24
@@ -68,7 +68,7 @@ def rows_chart(
                 if index == 0:
                     holes.extend(_holes(line["x"], line["y"], axes[gpu]))
         main = series[0][1].get(gpu)
-        notes.append(_at_right(main, divisor, unit, axes[gpu], top))
+        notes.append(_at_right(main, axes[gpu], top))
         own = [span for span in spans if (span.node, span.gpu) == gpu]
         data.extend(throttle.ribbon(own, run, names[gpu], axes[gpu], low * 0.92, -low * 0.62))
     row = (_ROW if len(keys) <= _FEW else _LOW_ROW) + (_RIBBON if spans else 0)
@@ -174,9 +174,9 @@ def _holes(x: Sequence[float], y: Sequence[float | None], axis: str) -> list[Spe
     ]
 
 
-def _at_right(curve: Curve | None, divisor: float, unit: str, axis: str, top: float) -> Spec:
+def _at_right(curve: Curve | None, axis: str, top: float) -> Spec:
     known = [y for y in curve.y if y is not None and math.isfinite(y)] if curve is not None else []
-    text = f"{rounded(median(known) / divisor)} {unit}" if known else "not measured"
+    text = with_unit(median(known), curve.unit) if curve is not None and known else "not measured"
     return annotation(text=text, x=1, xref="paper", y=top / 2, yref=axis, xanchor="left", xshift=6)
 
 

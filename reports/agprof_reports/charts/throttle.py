@@ -59,13 +59,16 @@ def ribbon(spans: Sequence[ThrottleSpan], run: Span, owner: str, axis: str, base
         if not own:
             continue
         widths = [max(seconds(span.end_ns - span.start_ns), least) for span in own]
+        middles = [seconds(span.start_ns) + width / 2 for span, width in zip(own, widths, strict=True)]
+        # plotly's hover reaches from a bar to half the least distance of two: these two, out of sight, make it small
+        out_of_sight = [run[1] + least * 100, run[1] + least * 101]
         data.append(
             {
                 "type": "bar",
                 "name": f"{owner} held down",
-                "x": [round(seconds(span.start_ns) + width / 2, 4) for span, width in zip(own, widths, strict=True)],
-                "width": [round(width, 4) for width in widths],
-                "y": [height] * len(own),
+                "x": [round(x, 4) for x in (*middles, *out_of_sight)],
+                "width": [round(width, 4) for width in (*widths, least, least)],
+                "y": [*([height] * len(own)), 0, 0],
                 "base": [base] * len(own),
                 "yaxis": axis,
                 "customdata": [_reasons(span) for span in own],
