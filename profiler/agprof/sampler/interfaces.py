@@ -12,6 +12,8 @@ from agprof.sampler.states import SECOND_NS
 
 Kind = Literal["ethernet", "infiniband", "loopback", "virtual"]
 LOOK_PERIOD_NS = 10 * SECOND_NS
+LOOK_PERIOD_EACH_NS = SECOND_NS // 2
+"""A host of containers has hundreds of interfaces: they are looked at again less often."""
 
 _IFF_UP = 0x1
 _ARPHRD_LOOPBACK, _ARPHRD_INFINIBAND = "772", "32"
@@ -47,7 +49,7 @@ class RdmaPort:
 
 
 class Interfaces:
-    """Looks interfaces up, anew every 10 s: asking a driver for the speed of its link may take its time."""
+    """Looks interfaces up, anew every 10 s or more: asking a driver for the speed of its link may take its time."""
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "sys/class/net"
@@ -57,7 +59,7 @@ class Interfaces:
     def look_up(self, now_ns: int, names: Iterable[str]) -> Mapping[str, Interface]:
         """What each of these is."""
         if now_ns >= self._due_ns:
-            self._due_ns = now_ns + LOOK_PERIOD_NS
+            self._due_ns = now_ns + max(LOOK_PERIOD_NS, LOOK_PERIOD_EACH_NS * len(self._known))
             self._known.clear()
         for name in names:
             if name not in self._known:

@@ -98,6 +98,19 @@ def test_an_interface_whose_link_goes_down_is_seen_within_ten_seconds(tmp_path: 
     assert rig.sample(10)["eth0"]["sent_bytes_per_s"] is None
 
 
+def test_hundreds_of_interfaces_are_looked_at_again_less_often(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    names = [f"veth{n:04}" for n in range(100)]
+    for name in names:
+        rig.tree.interface(name, hardware=False)
+    rig.tree.interfaces(dict.fromkeys(names, (0, 0)))
+    for _ in range(2):
+        rig.sample(10)
+    rig.tree.interface("veth0000", hardware=False, state="down")
+    assert "veth0000" in rig.sample(40)
+    assert "veth0000" not in rig.sample(10)
+
+
 def test_counters_that_begin_anew_give_none_once(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.tree.interface("eth0")
