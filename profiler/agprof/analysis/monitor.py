@@ -24,6 +24,8 @@ _OF_STEPS = frozenset(
 """Methods that say nothing of a command."""
 _SECOND_NS = 10**9
 _NOTABLE_WAIT = 0.05
+_NOTABLE_CORES = 0.01
+_NOTABLE_SHARE = 0.05
 _NOTABLE_READ_BYTES = 10 * 2**20
 
 
@@ -127,7 +129,7 @@ def command_kpis(use: CommandUse, system: SystemAnswer) -> tuple[Kpi, ...]:
     """The row of cards."""
     of_cores = f"of {use.cores}, mean" if use.cores else "mean"
     of_limit = f"of {format_value(use.memory_limit_bytes, 'bytes')}, " if use.memory_limit_bytes else ""
-    many = f"{use.processes_peak} process{'' if use.processes_peak == 1 else 'es'} at most"
+    many = f"{_processes(use.processes_peak)} at most"
     gpus = tuple(kpi for kpi in system.figures if kpi.key.startswith("gpu_"))
     return (
         Kpi(key="duration", label="Duration", figure=use.duration),
@@ -243,6 +245,10 @@ def _cpu_wait(tree: pl.DataFrame) -> Figure:
     return Figure(value=float(mean), unit="ratio", source="measured", n=values.len(), method=method)
 
 
+def _processes(count: int) -> str:
+    return f"{count:,} process{'' if count == 1 else 'es'}"
+
+
 def _number(cores: float) -> str:
     """Cores as a bare number: the unit stands behind `of 8`."""
     return format_value(cores, "1") if cores >= 0.01 or cores == 0 else "less than 0.01"
@@ -262,14 +268,17 @@ def _of_gpus(system: SystemAnswer) -> str:
 
 def _evidence(use: CommandUse) -> list[str]:
     told = []
-    if use.cpu_peak.value is not None:
-        told.append(f"At most {_number(use.cpu_peak.value)} cores in a sample, {use.processes_peak} processes at once.")
+    if use.cpu_peak.value is not None and use.cpu_peak.value >= _NOTABLE_CORES:
+        told.append(
+            f"At most {_number(use.cpu_peak.value)} cores in a sample, {_processes(use.processes_peak)} at once."
+        )
     wait = use.cpu_wait.value
     if wait is not None and wait >= _NOTABLE_WAIT:
         told.append(f"Its main threads were ready to run and had no CPU for {percent(wait)} of the time.")
-    if use.memory_peak.value is not None and use.memory_limit_bytes:
-        share = percent(use.memory_peak.value / use.memory_limit_bytes)
-        told.append(f"Its memory peak is {share} of the {format_value(use.memory_limit_bytes, 'bytes')} it may use.")
+    share = (use.memory_peak.value or 0.0) / use.memory_limit_bytes if use.memory_limit_bytes else 0.0
+    if use.memory_limit_bytes and share >= _NOTABLE_SHARE:
+        limit = format_value(use.memory_limit_bytes, "bytes")
+        told.append(f"Its memory peak is {percent(share)} of the {limit} it may use.")
     moved = [
         f"{verb} {format_value(figure.value, 'bytes')}"
         for verb, figure in (("read", use.read), ("wrote", use.written))

@@ -116,6 +116,18 @@ def test_a_value_that_can_not_be_read_of_one_process_is_not_known_of_all() -> No
     assert kpi(analyse(run.run()), "command_memory").value is None
 
 
+def test_only_what_is_notable_is_said() -> None:
+    quiet = sampled().where("process_samples", pl.lit(value=True), cpu_cores=0.0)
+    assert analyse(quiet.run()).verdict.evidence == ("It read 58.2 MiB of storage.",)
+    full = sampled().where("process_samples", OWN, rss_bytes=8 * GIB, processes=1)
+    full.where("process_samples", CHILDREN, rss_bytes=0, cpu_wait_ratio=0.5, read_bytes_per_s=0.0)
+    assert analyse(full.run()).verdict.evidence == (
+        "At most 2.75 cores in a sample, 4 processes at once.",
+        "Its main threads were ready to run and had no CPU for 25 % of the time.",
+        "Its memory peak is 50 % of the 16.0 GiB it may use.",
+    )
+
+
 def test_what_the_gpus_did_stands_beside_it() -> None:
     answers = analyse(sampled(gpus=2).run())
     assert answers.verdict.headline.endswith("; the 2 GPUs ran a kernel 90 % of the time.")
