@@ -294,8 +294,10 @@ def test_a_rank_on_a_mig_instance_has_the_figures_of_the_instance(fake_nvml: Fak
     assert value(mine.memory_total, "bytes") == 20_096 * MIB
     assert value(mine.sm, "ratio") == pytest.approx(0.61, rel=PACKED)
     assert value(mine.tensor, "ratio") == pytest.approx(0.31, rel=PACKED)
-    assert mine.utilization.value is None
-    assert mine.utilization.reason
+    # Of the whole GPU alone: none of it is shown as the instance's, and nothing as 0.
+    for figure in (mine.utilization, mine.power, mine.temperature_max, mine.sm_clock, mine.pcie, mine.ecc_uncorrected):
+        assert figure.value is None
+        assert figure.reason
     (whole,) = [found for found in answers.system.gpus if found.gpu == 0]
     assert whole.utilization.value is None
     assert value(whole.power, "W") == Known(PROFILES["H100"], 0).power_mw / 1000

@@ -2,7 +2,7 @@
 be read is None with a reason in `sampler_state`, everything else goes on, and no 0 stands for a value.
 
     row   fault                                              tested in
-    F4    the sampler is killed, stopped, crashes, hangs     tests/unit/launch: its supervisor starts it again
+    F4    the sampler is killed, stopped, crashes, hangs     test_fault_sampler.py, test_fault_sampler_job.py
     F8    NVML: a field or call is not supported             here
           a value that is none in the shape of a number      here
           init fails, a GPU or the library is lost           test_fault_table_loss.py
@@ -12,10 +12,11 @@ be read is None with a reason in `sampler_state`, everything else goes on, and n
           the n-th call fails, for every n                   test_fault_table_each_call.py
           no library, a look-alike that exits, a hung call
           when the job ends, all in the real process         test_fault_table_process.py
+          GPUs numbered anew after one was lost              test_gpu_profiles.py
     F9    container: pids of the host, no permissions, MIG,
-          CUDA_VISIBLE_DEVICES in every form                 test_fault_gpu_mapping.py, test_nvml_mig.py
-    F11   fork, spawn, execv, daemons, descriptors           test_fault_forks.py, test_families.py
-          DataLoader workers under the real recorder         tests/integration/test_fault_dataloaders.py
+          CUDA_VISIBLE_DEVICES in every form                 test_fault_gpu_mapping.py, test_nvml_mig.py,
+                                                             test_nvml_processes.py
+    F11   fork, spawn, execv, daemons, descriptors           test_fault_forks.py, test_fault_dataloaders.py
 
 The sampler's GPU parts run in this process on the fake NVML, on a clock that the test sets.
 """
