@@ -78,13 +78,15 @@ def other_tenants(evidence: Evidence) -> Finding | None:
     ]
     more = f", and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     one = len(found) == 1
+    known = any(gpu.ranks for gpu in evidence.system.gpus)
+    place = "the run's GPUs" if known else "the nodes' GPUs; which of these the run uses is not known"
     return Finding(
         key="gpu-other-tenants",
-        title=f"{'Another process is' if one else f'{len(found)} other processes are'} on the run's GPUs",
+        title=f"{'Another process is' if one else f'{len(found)} other processes are'} on {place}",
         evidence=f"Seen in the run: {', '.join(named)}{more}.",
         section="system",
         saving_ns_per_step=None,
-        confidence="measured",
+        confidence="measured" if known else "rule of thumb",
         change="End them, or give the job GPUs of its own: they take memory, and time whenever they compute. No "
         "figure of this run is one of the job alone.",
         check="the table of other processes on the GPUs is empty.",

@@ -6,6 +6,7 @@ Everything here is an expression over whole tables: a day of eight GPUs has 3.5 
 from dataclasses import dataclass
 
 import polars as pl
+import polars.selectors
 
 from agprof.analysis.view import View
 
@@ -43,12 +44,16 @@ def steady_window(view: View) -> Window:
 
 
 def timed(view: View, table: str) -> pl.DataFrame:
-    """A node's table with its time as `at_ns` since the run's origin, in the order in which it was written."""
+    """A node's table with its time as `at_ns` since the run's origin, in the order in which it was written.
+
+    A number that is none (NaN, infinite), which no sampler writes, is a missing value.
+    """
     shifts = {node: shift for node, shift in view.shifts.items() if shift}
     at = pl.col("time_ns") - view.origin_ns
     if shifts:
         at = at + pl.col("node").replace_strict(shifts, default=0, return_dtype=pl.Int64)
-    return view.tables[table].with_columns(at_ns=at)
+    floats = polars.selectors.float()
+    return view.tables[table].with_columns(pl.when(floats.is_finite()).then(floats), at_ns=at)
 
 
 def on_axis(view: View, table: str, *keys: str) -> pl.DataFrame:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from agprof.analysis.system_samples import on_axis, with_gaps_marked
+from agprof.analysis.system_samples import GAP_PERIODS, on_axis, with_gaps_marked
 from agprof.analysis.view import View
 from agprof.model.system_answers import NotMeasured, SamplerGap
 from agprof.model.tables import NVML_LOADING
@@ -15,6 +15,8 @@ _SAID_AGAIN_NS = 30_000_000_000
 _MOST_STRETCHES = 3
 """Of one field and reason; more are told as one."""
 _MOST_GAPS = 200
+_EARLY_NS = 10_000_000_000
+"""A sampler whose last sample lies so long before its ranks' last step ended before they did."""
 _NO_FIELDS = ("self", "store")
 """Rows of sampler_state that are no field's."""
 
@@ -144,7 +146,7 @@ def sampler_gaps(view: View) -> tuple[SamplerGap, ...]:
     marked = with_gaps_marked(rows.unique(["node", "at_ns"], keep="first", maintain_order=True))
     starts = starts_of_samplers(view)
     gaps = marked.filter("gap_before").select("node", "at_ns", "step_ns").head(_MOST_GAPS)
-    return tuple(
+    found = [
         SamplerGap(
             node=node,
             start_ns=at_ns - step_ns,
@@ -152,7 +154,22 @@ def sampler_gaps(view: View) -> tuple[SamplerGap, ...]:
             reason=_why(view, starts.get(node, []), at_ns - step_ns, at_ns),
         )
         for node, at_ns, step_ns in gaps.iter_rows()
-    )
+    ]
+    return tuple(sorted([*found, *_ended_early(view, marked)], key=lambda gap: (gap.node, gap.start_ns)))
+
+
+def _ended_early(view: View, samples: pl.DataFrame) -> list[SamplerGap]:
+    """Nodes whose ranks went on with steps after the last sample."""
+    last = samples.group_by("node").agg(pl.col("at_ns").last(), typical=pl.col("step_ns").median()).sort("node")
+    ends: dict[int, int] = {}
+    for rank, end_ns in view.steps.group_by("rank").agg(pl.col("end_ns").max()).iter_rows():
+        node = view.node_of.get(rank, 0)
+        ends[node] = max(ends.get(node, 0), view.since_origin(end_ns, rank=rank))
+    return [
+        SamplerGap(node=node, start_ns=at_ns, end_ns=ends[node], reason="the sampler ended before the ranks did")
+        for node, at_ns, typical in last.iter_rows()
+        if node in ends and ends[node] - at_ns > max(_EARLY_NS, GAP_PERIODS * (typical or 0))
+    ]
 
 
 def _why(view: View, starts: list[int], begin_ns: int, end_ns: int) -> str:

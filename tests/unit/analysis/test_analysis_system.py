@@ -278,6 +278,23 @@ def test_a_stopped_sampler_is_not_said_to_have_been_started_again() -> None:
     assert answer(SystemRun(seconds=60)).gaps == ()
 
 
+def test_a_sampler_that_ended_before_its_ranks_leaves_a_gap_up_to_their_end() -> None:
+    gap, _ = answer(SystemRun(seconds=60, nodes=2).drop("host_samples", 40, 99)).gaps
+    assert (gap.node, gap.start_ns, gap.end_ns) == (0, 39 * SECOND, 60 * SECOND)
+    assert gap.reason == "the sampler ended before the ranks did"
+    assert answer(SystemRun(seconds=60).drop("host_samples", 55, 99)).gaps == ()
+
+
+def test_numbers_that_are_none_are_missing() -> None:
+    system = SystemRun(gpus=1).where("gpu_samples", pl.lit(value=True), utilization_ratio=float("nan"))
+    system.where("host_samples", pl.lit(value=True), cpu_ratio=float("inf"))
+    found = answer(system)
+    assert gpu(found).utilization.value is None
+    assert gpu(found).utilization.reason
+    assert "host CPU" not in {c.label for c in found.curves}
+    assert next(kpi for kpi in found.figures if kpi.key == "host_cpu").figure.value is None
+
+
 def test_a_driver_that_hangs_leaves_the_host_without_a_gap() -> None:
     system = SystemRun(seconds=60).drop("gpu_samples", 20, 40)
     system.add("sampler_state", at_s=25, field="gpu", state="retry", reason="call nvmlX has not returned for 5 s")

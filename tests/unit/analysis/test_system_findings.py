@@ -194,6 +194,12 @@ def test_other_tenants_are_named() -> None:
     assert "serve<script> (pid 77) on GPU 1 with 8.00 GiB" in finding.evidence
 
 
+def test_where_nobody_knows_the_runs_gpus_tenants_are_told_as_the_nodes() -> None:
+    finding = only(tenant(SystemRun(), "other").empty("facts"), "gpu-other-tenants")
+    assert finding.title == "Another process is on the nodes' GPUs; which of these the run uses is not known"
+    assert finding.confidence == "rule of thumb"
+
+
 @pytest.mark.parametrize(
     "system",
     [
