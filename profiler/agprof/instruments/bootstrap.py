@@ -106,7 +106,8 @@ def header(rank: int) -> dict[str, Any]:
     from agprof.model.version import __version__
 
     place = own_place()
-    node = os.environ.get(ENV_NODE, "")
+    # DeepSpeed's own way over ssh gives all nodes the same environment; its launcher tells the node as CROSS_RANK.
+    node = os.environ.get(ENV_NODE) or os.environ.get("CROSS_RANK", "")
     return {
         "kind": "rank",
         "rank": rank,

@@ -17,6 +17,7 @@ from agprof.config.monitor import MonitorSection
 from agprof.config.workload import Workload
 from agprof.errors import LaunchError
 from agprof.launch import host
+from agprof.launch.node_plan import NodePlan
 from agprof.launch.plan import LaunchPlan
 from agprof.launch.redact import redact_argv, redact_tree, redact_value
 from agprof.model.tables import SCHEMA_VERSION
@@ -73,9 +74,21 @@ def remove_run_folder(run_dir: Path) -> None:
             folder.rmdir()
 
 
-def write_manifest(run_dir: Path, workload: Workload, plan: LaunchPlan, *, realtime_ns: int | None = None) -> None:
-    """Write `run.json` and `workload.yaml`. Raises LaunchError when they can't be written."""
-    manifest = describe_run(workload, plan, realtime_ns=time.time_ns() if realtime_ns is None else realtime_ns)
+def write_manifest(
+    run_dir: Path,
+    workload: Workload,
+    plan: LaunchPlan,
+    *,
+    nodes: Sequence[NodePlan] = (),
+    realtime_ns: int | None = None,
+) -> None:
+    """Write `run.json` and `workload.yaml`. `nodes`: those of a launch on several; `plan` is then node 0's.
+
+    Raises LaunchError when they can't be written.
+    """
+    manifest = describe_run(
+        workload, plan, nodes=nodes, realtime_ns=time.time_ns() if realtime_ns is None else realtime_ns
+    )
     text = yaml.safe_dump(manifest["workload"], sort_keys=False, allow_unicode=True, width=120)
     try:
         write_json(run_dir / layout.MANIFEST, manifest)
@@ -116,15 +129,28 @@ def displayable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def describe_run(workload: Workload, plan: LaunchPlan, *, realtime_ns: int) -> dict[str, Any]:
+def describe_run(
+    workload: Workload, plan: LaunchPlan, *, nodes: Sequence[NodePlan] = (), realtime_ns: int
+) -> dict[str, Any]:
     """The manifest. Of the environment only an allow-list goes in, and what looks like a secret is redacted."""
     return {
         "schema_version": SCHEMA_VERSION,
         "agprof": __version__,
         "name": workload.name,
         "created_realtime_ns": realtime_ns,
-        "ranks": plan.ranks,
-        "nodes": 1,
+        "ranks": nodes[0].world_size if nodes else plan.ranks,
+        "nodes": len(nodes) or 1,
+        "node_list": [
+            {
+                "number": node.number,
+                "host": node.host,
+                "address": node.address,
+                "interface": node.interface,
+                "ranks": node.ranks,
+                "first_rank": node.first_rank,
+            }
+            for node in nodes
+        ],
         "launcher": plan.launcher,
         "argv": redact_argv(plan.argv),
         "cwd": str(plan.cwd),

@@ -1,7 +1,7 @@
 """From a workload to what will be started: argv and environment, as a value. Pure: nothing is started or looked up."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -302,11 +302,7 @@ def _kineto(workload: Workload) -> KinetoSettings | None:
 
 
 def _argv(workload: Workload, base_dir: Path, python: str, master_port: int) -> tuple[str, ...]:
-    # -P keeps a user's torch.py or queue.py in the current directory out of the launcher; the ranks don't inherit it.
-    # `--` keeps the program's own options from being taken for abbreviations of the launcher's.
     launch = workload.launch
-    target = workload.module if workload.module is not None else str(base_dir / str(workload.script))
-    program = [target, *workload.arguments()]
     if launch.launcher == "torchrun":
         options = [
             "--nnodes=1",
@@ -316,17 +312,25 @@ def _argv(workload: Workload, base_dir: Path, python: str, master_port: int) -> 
             f"--master-addr={MASTER_ADDRESS}",
             f"--master-port={master_port}",
         ]
-        if workload.module is not None:
-            options.append("--module")
-        return (python, "-P", "-m", "agprof.launch.elastic", *options, "--", *program)
-    options = ["--num_accelerators", str(launch.ranks_per_node), "--master_port", str(master_port)]
-    if launch.bind_cores:
-        options.append("--bind_cores_to_rank")
-    if workload.module is not None:
-        options.append("--module")
+    else:
+        options = ["--num_accelerators", str(launch.ranks_per_node), "--master_port", str(master_port)]
+    return launcher_argv(workload, base_dir, python, options)
+
+
+def launcher_argv(workload: Workload, base_dir: Path, python: str, options: Sequence[str]) -> tuple[str, ...]:
+    """The launcher of `workload` with the options that say where the ranks are, in front of the program."""
+    # -P keeps a user's torch.py or queue.py in the current directory out of the launcher; the ranks don't inherit it.
+    # `--` keeps the program's own options from being taken for abbreviations of the launcher's.
+    launch = workload.launch
+    target = workload.module if workload.module is not None else str(base_dir / str(workload.script))
+    program = [target, *workload.arguments()]
+    module = ["--module"] if workload.module is not None else []
+    if launch.launcher == "torchrun":
+        return (python, "-P", "-m", "agprof.launch.elastic", *options, *module, "--", *program)
+    bind = ["--bind_cores_to_rank"] if launch.bind_cores else []
     # The second `--` reaches the runner's child, as its first positional argument.
     dashes = ["--", "--"] if _ambiguous_for_deepspeed(program) else ["--"]
-    return (python, "-P", "-m", "deepspeed.launcher.runner", *options, *dashes, *program)
+    return (python, "-P", "-m", "deepspeed.launcher.runner", *options, *bind, *module, *dashes, *program)
 
 
 def _ambiguous_for_deepspeed(program: list[str]) -> bool:
