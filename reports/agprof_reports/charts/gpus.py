@@ -47,7 +47,7 @@ class Quantity:
 ACTIVITY = Quantity(
     title="activity",
     names=("utilization", "SM activity", "tensor activity", "DRAM activity", "memory busy"),
-    words=("a kernel runs", "SMs", "tensor cores", "DRAM", "memory busy"),
+    words=("any kernel", "SMs", "tensor", "DRAM", "memory"),
     whole=1.0,
 )
 _TITLES = ("utilisation (a kernel runs)", "SM activity", "tensor cores", "DRAM bandwidth", "memory busy")

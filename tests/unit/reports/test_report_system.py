@@ -143,7 +143,7 @@ def test_one_gpu_has_plain_charts_and_its_limit_is_dashed():
     assert {note["text"] for note in power["layout"]["annotations"]} == {"power", "limit"}
     activity = charts["gpu-activity"].spec
     assert activity["layout"]["yaxis"]["range"] == [0.0, 100.0]
-    assert [trace["name"] for trace in activity["data"]] == ["a kernel runs", "SMs", "tensor cores", "DRAM"]
+    assert [trace["name"] for trace in activity["data"]] == ["any kernel", "SMs", "tensor", "DRAM"]
 
 
 def test_more_gpus_than_rows_become_heat_maps_with_a_chart_of_reasons():
@@ -158,7 +158,7 @@ def test_more_gpus_than_rows_become_heat_maps_with_a_chart_of_reasons():
 def test_a_quantity_that_was_not_read_has_no_chart():
     charts = charts_of(system_of(with_system(older_system(), 1)))
     assert "gpu-nvlink" not in charts
-    assert [trace["name"] for trace in charts["gpu-activity"].spec["data"]] == ["a kernel runs"]
+    assert [trace["name"] for trace in charts["gpu-activity"].spec["data"]] == ["any kernel"]
 
 
 def test_reasons_are_a_ribbon_under_zero_with_colour_hatch_and_word(eight):
