@@ -168,6 +168,17 @@ def test_a_hover_names_the_step_and_phase_of_its_time(page, files, chart):
     assert page.problems == []
 
 
+def test_a_hover_over_a_heat_map_names_step_and_phase_too(page, files):
+    opened(page, files, "cores", "system-cores")
+    x, y, width, height = place(page, "#chart-system-cores .nsewdrag")
+    page.mouse("mouseMoved", x + width * 0.3 - 1, y + height / 2)
+    page.mouse("mouseMoved", x + width * 0.3, y + height / 2)
+    page.until("document.querySelector('#chart-system-cores .hoverlayer text')")
+    text = page.evaluate("document.querySelector('#chart-system-cores .hoverlayer').textContent")
+    assert text.startswith("core 3")
+    assert " %rank 0: step " in text
+
+
 def test_one_hover_tells_all_gpus(page, files):
     opened(page, files, "eight", "gpu-power")
     text = head_of(page, "gpu-power", 0.25)

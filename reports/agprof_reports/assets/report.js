@@ -250,7 +250,9 @@
     const axisNow = plot._fullLayout?.xaxis, area = $(".nsewdrag", plot);
     if (!axisNow || !area || event.clientX === undefined) return;
     const at = axisNow.p2d(event.clientX - area.getBoundingClientRect().left), words = agprofMoments.words(at);
-    if (words) axisNow.unifiedhovertitle = { text: `${Number(at.toFixed(3))} s · ${words}` };
+    if (!words) return;
+    axisNow.unifiedhovertitle = { text: `${Number(at.toFixed(3))} s · ${words}` };
+    for (const { _meta } of plot._fullData) if (_meta) _meta.meta = `<br>${words}`; // heat maps have no unified hover
   };
   const readMoments = async () => {
     const element = $("#moments");

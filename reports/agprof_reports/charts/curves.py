@@ -205,7 +205,8 @@ def heat_chart(
                     "customdata": [[name] * columns for name in names],
                     "colorscale": [[0, "$heat-0"], [1, "$heat-1"]],
                     "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 4},
-                    "hovertemplate": f"%{{customdata}}, %{{x:.3r}} s: %{{z:.3r}} {unit}<extra></extra>",
+                    "hovertemplate": f"%{{customdata}}, %{{x:.3r}} s: %{{z:.3r}} {unit}%{{meta}}<extra></extra>",
+                    "meta": " ",  # step and phase under the pointer, filled in by report.js
                 }
             ],
             "layout": {
