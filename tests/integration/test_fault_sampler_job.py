@@ -125,7 +125,11 @@ def test_the_sampler_is_back_within_five_seconds_and_the_gap_shows(tmp_path, num
     gap_ns = int(str(times.diff().drop_nulls().max()))
     assert 0.1e9 < gap_ns < RESTART_S * 1e9
     answers = analyse(run)
-    assert any("gap" in note or "started again" in note for note in (*answers.quality.problems, *answers.quality.notes))
+    gap = next(gap for gap in answers.system.gaps if gap.reason == notes[0])
+    assert gap.end_ns - gap.start_ns == pytest.approx(gap_ns, abs=1e6)
+    assert notes[0] in answers.quality.notes
+    shown = next(curve for curve in answers.system.curves if curve.label == "host CPU")
+    assert None in [y for x, y in zip(shown.x_ns, shown.y, strict=True) if gap.start_ns < x <= gap.end_ns]
 
 
 def test_a_look_alike_of_nvml_that_exits_costs_the_gpus_and_nothing_else(tmp_path, monkeypatch, fake_nvml):

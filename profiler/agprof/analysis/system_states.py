@@ -137,7 +137,10 @@ def _few(found: list[NotMeasured]) -> tuple[NotMeasured, ...]:
 
 
 def sampler_gaps(view: View) -> tuple[SamplerGap, ...]:
-    """Stretches in which a node was not sampled: no row of the host; without any of those, none of processes."""
+    """Stretches in which a node was not sampled: no row of the host; without any of those, none of processes.
+
+    A sampler that was started again leaves one however quick that was.
+    """
     rows = next(
         (rows for name in ("host_samples", "process_samples") if (rows := on_axis(view, name)).height), pl.DataFrame()
     )
@@ -145,7 +148,7 @@ def sampler_gaps(view: View) -> tuple[SamplerGap, ...]:
         return ()
     marked = with_gaps_marked(rows.unique(["node", "at_ns"], keep="first", maintain_order=True))
     starts = starts_of_samplers(view)
-    gaps = marked.filter("gap_before").select("node", "at_ns", "step_ns").head(_MOST_GAPS)
+    gaps = marked.filter(pl.col("gap_before") | _first_of_samplers(starts)).select("node", "at_ns", "step_ns")
     found = [
         SamplerGap(
             node=node,
@@ -153,9 +156,19 @@ def sampler_gaps(view: View) -> tuple[SamplerGap, ...]:
             end_ns=at_ns,
             reason=_why(view, starts.get(node, []), at_ns - step_ns, at_ns),
         )
-        for node, at_ns, step_ns in gaps.iter_rows()
+        for node, at_ns, step_ns in gaps.head(_MOST_GAPS).iter_rows()
     ]
     return tuple(sorted([*found, *_ended_early(view, marked)], key=lambda gap: (gap.node, gap.start_ns)))
+
+
+def _first_of_samplers(starts: dict[int, list[int]]) -> pl.Expr:
+    """Whether a row is the first of a sampler that was started again."""
+    begun = [
+        (pl.col("node") == node) & pl.lit(start).is_between(pl.col("at_ns") - pl.col("step_ns"), pl.col("at_ns"))
+        for node, listed in starts.items()
+        for start in listed[:_MOST_GAPS]
+    ]
+    return pl.any_horizontal(begun).fill_null(value=False) if begun else pl.lit(value=False)
 
 
 def _ended_early(view: View, samples: pl.DataFrame) -> list[SamplerGap]:

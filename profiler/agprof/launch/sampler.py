@@ -75,6 +75,7 @@ class SupervisedSampler:
         """`argv` None: there is no sampler. `period_s` is that of the tier that always writes."""
         self._argv = tuple(argv) if argv is not None else None
         self._run_dir = run_dir
+        self._log = layout.sampler_log(run_dir, node)
         self._cwd = cwd
         self._environ = {**(os.environ if environ is None else environ), ENV_RUN_DIR: str(run_dir)}
         self._pattern = f"{layout.node_stem(node)}.*{layout.SUFFIX}"
@@ -145,7 +146,8 @@ class SupervisedSampler:
             passed_s, looked = min(now - looked, 2 * self._patience.look_s), now
             death = self._look(now, passed_s)
             if death is None:
-                self._alive_at = now
+                if not self._stopped_looks:
+                    self._alive_at = now
                 if now - self._begun >= self._patience.settled_s:
                     self._failures = self._suspicious = 0
             elif not self._start_again(death):
@@ -215,7 +217,7 @@ class SupervisedSampler:
         without_nvml = self._suspicious >= NVML_SUSPECTED and self._switch_nvml_off()
         if self._ending.wait(self._patience.backoff_s[self._failures - 1]):
             self._process = None
-            self._notes.append(f"the sampler {death.how} as the job ended; see {layout.SAMPLER_LOG}")
+            self._notes.append(f"the sampler {death.how} as the job ended; see {self._log.relative_to(self._run_dir)}")
             return False
         try:
             with self._lock:
@@ -247,7 +249,7 @@ class SupervisedSampler:
         words = death.how
         if self._failures > 1:
             words = f"failed {self._failures} times in a row (the last time it {death.how})"
-        self._notes.append(f"the sampler {words} and is not started again; see {layout.SAMPLER_LOG}")
+        self._notes.append(f"the sampler {words} and is not started again; see {self._log.relative_to(self._run_dir)}")
         self._process = None
         return False
 
@@ -264,7 +266,7 @@ class SupervisedSampler:
 
     def _spawn(self) -> "subprocess.Popen[bytes]":
         assert self._argv is not None
-        with (self._run_dir / layout.SAMPLER_LOG).open("ab") as log:
+        with self._log.open("ab") as log:
             return subprocess.Popen(
                 self._argv,
                 stdin=subprocess.PIPE,
@@ -292,7 +294,9 @@ class SupervisedSampler:
         status = process.wait()
         if not told and status != 0:
             when = "as the job ended" if already is not None else "when it was to end"
-            self._notes.append(f"the sampler {_death_of(status, 0.0).how} {when}; see {layout.SAMPLER_LOG}")
+            self._notes.append(
+                f"the sampler {_death_of(status, 0.0).how} {when}; see {self._log.relative_to(self._run_dir)}"
+            )
         return 128 - status if status < 0 else status
 
 

@@ -272,6 +272,12 @@ def test_a_gap_is_a_gap_in_every_curve_and_is_said() -> None:
     assert gap.reason.startswith("the sampler was killed (SIGKILL)")
 
 
+def test_a_sampler_that_was_started_again_leaves_a_gap_however_quick_that_was() -> None:
+    system = SystemRun(seconds=60).drop("host_samples", 20, 21).restart(20.6).restart(40.5)
+    found = [(gap.start_ns / SECOND, gap.end_ns / SECOND) for gap in answer(system).gaps]
+    assert found == [(19, 21), (40, 41)]
+
+
 def test_a_stopped_sampler_is_not_said_to_have_been_started_again() -> None:
     (gap,) = answer(SystemRun(seconds=60).drop("host_samples", 20, 40)).gaps
     assert gap.reason == "the sampler did not run: it was stopped, or got no CPU"
