@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from agprof.analysis.statistics import nothing
-from agprof.analysis.system_states import sampler_gaps, starts_of_samplers
+from agprof.analysis.system_states import sampler_gaps, starts_of_samplers, without_loading
 from agprof.analysis.view import View
 from agprof.model.figure import Figure
 from agprof.model.format import format_value, percent
@@ -70,7 +70,8 @@ def sampler_notes(view: View) -> Iterator[str]:
 
 def _not_measured(state: pl.DataFrame) -> Iterator[str]:
     """Fields with the same state and reason together: eight GPUs often lack the same."""
-    rows = state.filter((pl.col("state") != "ok") & (pl.col("field") != "self"))
+    rows = without_loading(state.sort("node", "time_ns", maintain_order=True))
+    rows = rows.filter((pl.col("state") != "ok") & (pl.col("field") != "self"))
     rows = rows.filter(~(pl.col("field").str.starts_with("process.") & pl.col("reason").str.ends_with("has ended")))
     grouped = rows.group_by("state", "reason").agg(pl.col("field").unique().sort()).sort(pl.col("field").list.first())
     for number, (state_, reason, fields) in enumerate(grouped.iter_rows()):

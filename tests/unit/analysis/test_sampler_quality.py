@@ -6,6 +6,7 @@ import pytest
 from agprof.analysis.run import analyse
 from agprof.analysis.sampler_quality import sampler_cpu, tier_shares
 from agprof.model.answers import Quality
+from agprof.model.tables import NVML_LOADING
 from synthetic_system import SECOND, SystemRun
 
 
@@ -60,6 +61,13 @@ def test_what_many_gpus_lack_is_one_note() -> None:
     told = [note for note in quality(system).notes if "no GPM" in note]
     assert len(told) == 1
     assert told[0].startswith("gpu.0.activity, gpu.1.activity, ")
+
+
+def test_loading_nvml_is_no_note_where_more_was_said() -> None:
+    system = SystemRun(gpus=0).add("sampler_state", field="gpu", state="retry", reason=NVML_LOADING)
+    assert any(NVML_LOADING in note for note in quality(system).notes)
+    system.add("sampler_state", at_s=0.1, field="gpu", state="unsupported", reason="no library")
+    assert [note for note in quality(system).notes if note.startswith("gpu")] == ["gpu: unsupported (no library)."]
 
 
 def test_gaps_of_each_node_are_problems() -> None:
