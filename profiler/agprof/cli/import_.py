@@ -56,7 +56,7 @@ def import_(
 
 def check_name(name: str) -> str:
     """The name, under the rule for every run. Raises ConfigError."""
-    from agprof.config.workload import run_name_problem
+    from agprof.config.names import run_name_problem
     from agprof.errors import ConfigError
 
     if problem := run_name_problem(name):

@@ -51,7 +51,7 @@ def monitor(
 
     from agprof.config.command import name_of_command
     from agprof.config.monitor import MonitorSection
-    from agprof.config.workload import run_name_problem
+    from agprof.config.names import run_name_problem
     from agprof.errors import ConfigError
     from agprof.launch.folder import create_run_folder, remove_run_folder, write_monitor_manifest
     from agprof.launch.monitor import run_monitored

@@ -4,17 +4,19 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from agprof.config.names import arg_name_problem, env_name_problem, run_name_problem
 from agprof.config.problems import OPTION, Problem, nearest, printable, shown
+from agprof.config.setups import SetupSection
 from agprof.config.source import is_file
 from agprof.config.tree import Items, Leaf, Table, Tree, resolve
-from agprof.config.workload import Conflict, Workload, arg_name_problem, env_name_problem
+from agprof.config.workload import Conflict, Workload
 
-FREE_KEYS = ("launch.env", "args")
+FREE_KEYS = ("launch.env", "args", "setups")
 """Mappings whose keys are the user's own."""
 
 
@@ -115,12 +117,14 @@ def _section(
             continue
         section = _model_of(word, model)
         empty = isinstance(entry.tree, Leaf) and entry.tree.value is None
-        if empty and (section is not None or key in FREE_KEYS):
+        if empty and (section is not None or key in FREE_KEYS or (model is SetupSection and word == "env")):
             continue  # `launch:` with nothing below it is the same as leaving it out
         if section is not None and isinstance(entry.tree, Table):
             values[word] = _section(entry.tree, section, f"{key}.", problems, meant)
-        elif key == "launch.env":
-            values[word] = _env(entry.tree, problems)
+        elif key == "launch.env" or (model is SetupSection and word == "env"):
+            values[word] = _env(entry.tree, key, problems)
+        elif key == "setups" and isinstance(entry.tree, Table):
+            values[word] = _setups(entry.tree, problems, meant)
         elif key == "args":
             values[word] = _args(entry.tree, problems)
         elif key == "command" and isinstance(entry.tree, Items):
@@ -134,6 +138,8 @@ def _section(
 def _model_of(word: str, model: type[BaseModel]) -> type[BaseModel] | None:
     """The section that a key holds, also where it may be left out (`Section | None`)."""
     annotation = model.model_fields[word].annotation
+    if get_origin(annotation) is dict:
+        return None
     kinds = get_args(annotation) or (annotation,)
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -165,13 +171,28 @@ def _plain(tree: Tree) -> Any:
     return {word: _plain(entry.tree) for word, entry in tree.entries.items()}
 
 
-def _env(tree: Tree, problems: list[Problem]) -> dict[str, str]:
+def _setups(table: Table, problems: list[Problem], meant: set[str]) -> dict[str, Any]:
+    """The named setups; one with nothing below its name has every default."""
+    values: dict[str, Any] = {}
+    for name, entry in table.entries.items():
+        broken = run_name_problem(name)
+        if broken is not None:
+            problems.append(Problem(entry.where, f"setups.{name}", broken))
+        elif isinstance(entry.tree, Table):
+            values[name] = _section(entry.tree, SetupSection, f"setups.{name}.", problems, meant)
+        else:
+            empty = isinstance(entry.tree, Leaf) and entry.tree.value is None
+            values[name] = {} if empty else _plain(entry.tree)
+    return values
+
+
+def _env(tree: Tree, section: str, problems: list[Problem]) -> dict[str, str]:
     values: dict[str, str] = {}
     if not isinstance(tree, Table):
-        problems.append(Problem(tree.where, "launch.env", "must be a mapping of `NAME: value` lines"))
+        problems.append(Problem(tree.where, section, "must be a mapping of `NAME: value` lines"))
         return values
     for name, entry in tree.entries.items():
-        key = f"launch.env.{name}"
+        key = f"{section}.{name}"
         broken = env_name_problem(name)
         if broken is not None:
             problems.append(Problem(entry.where, key, broken))

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from agprof.config.load import LoadedWorkload, parse_workload
+from agprof.config.names import text_problem
 from agprof.config.problems import shown
-from agprof.config.workload import text_problem
 from agprof.errors import ConfigError
 
 SHOWN_AS = "the command behind `--`"

@@ -50,18 +50,25 @@ def _apply(root: Table, item: str, where: str) -> None:
             raise config_error([_no_place(where, ".".join(path[:depth]), entry.tree)], where)
         table = entry.tree
     held = table.entries.get(path[-1])
-    if path in SWITCHES and isinstance(value, Leaf) and value.value is True and held and isinstance(held.tree, Table):
+    if _is_switch(path) and isinstance(value, Leaf) and value.value is True and held and isinstance(held.tree, Table):
         return  # on already, with options of its own
     table.entries[path[-1]] = Entry(where, value)
 
 
+def _is_switch(path: tuple[str, ...]) -> bool:
+    """Whether `true` stands for a mapping there; a setup's name may be anything."""
+    return path in SWITCHES or (len(path) == 3 and path[0] == "setups" and path[2] == "emulate")
+
+
 def _makes_way(path: tuple[str, ...], leaf: Leaf) -> bool:
     """Whether a mapping may take the place of a single value: of none, and of a switch that was turned."""
-    return leaf.value is None or (path in SWITCHES and isinstance(leaf.value, bool))
+    return leaf.value is None or (_is_switch(path) and isinstance(leaf.value, bool))
 
 
 def _path(dotted: str) -> tuple[str, ...]:
     words = tuple(dotted.split("."))
+    if words[0] == "setups" and len(words) > 4 and words[2] == "env":
+        return (*words[:3], ".".join(words[3:]))
     for section in FREE_SECTIONS:
         count = len(section)
         if words[:count] == section and len(words) > count + 1:

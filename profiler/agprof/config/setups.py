@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from agprof.config.section import Section, broken_rule
+from agprof.config.names import EnvName, Text
+from agprof.config.section import Section, broken_rule, switched
 
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(kbit|mbit|gbit)")
 _DELAY = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s)")
@@ -46,6 +47,15 @@ def _check_delay(text: str) -> str:
     return text
 
 
+def _check_line(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise broken_rule("must be one line of text")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_check_line)]
+
+
 class EmulateSection(Section):
     """Nodes made of network namespaces on this machine, with addresses, host names and a shaped link (root needed)."""
 
@@ -60,27 +70,27 @@ class EmulateSection(Section):
 class SlurmSection(Section):
     """How Slurm is asked for the nodes; `--dry-run` writes the sbatch file."""
 
-    partition: str | None = None
+    partition: Line | None = None
     """Partition."""
-    account: str | None = None
+    account: Line | None = None
     """Account."""
-    time: str = "01:00:00"
+    time: Line = "01:00:00"
     """Time limit."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 0
     """GPUs of each node."""
     cpus_per_task: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Cores of each node's task."""
-    options: list[str] = Field(default_factory=list)
-    """More lines for #SBATCH, as they stand."""
+    options: list[Line] = Field(default_factory=list)
+    """More options for #SBATCH lines, as they stand: `--exclusive`."""
 
 
 def _emulate(value: Any) -> Any:
-    if value is None or value is False:
-        return None
-    return EmulateSection() if value is True else value
+    return switched(EmulateSection, value, "emulate: {nodes: 2, rate: 1gbit, delay: 1ms}")
 
 
-Emulate: TypeAlias = Annotated[EmulateSection | None, BeforeValidator(_emulate)]
+Emulate: TypeAlias = Annotated[
+    EmulateSection | None, BeforeValidator(_emulate, json_schema_input_type=bool | EmulateSection | None)
+]
 
 
 class SetupSection(Section):
@@ -92,9 +102,9 @@ class SetupSection(Section):
     """Ranks on each node."""
     launcher: Literal["torchrun", "deepspeed"] | None = None
     """Program that starts the ranks of a node."""
-    hostfile: str | None = None
+    hostfile: Line | None = None
     """Nodes reached over ssh, in DeepSpeed's form, relative to the workload file."""
-    ssh: str = "ssh"
+    ssh: Line = "ssh"
     """Command that reaches a node of the hostfile, with options."""
     through: Literal["agents", "deepspeed"] = "agents"
     """agents: agprof starts the launcher on each node; deepspeed: its runner goes over ssh (pdsh) by itself."""
@@ -102,9 +112,11 @@ class SetupSection(Section):
     """Nodes that Slurm gives: ranks are started by srun."""
     emulate: Emulate = None
     """Nodes on this machine."""
-    interface: str | None = None
+    interface: Line | None = None
     """Network interface between the nodes, for NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; chosen when left out."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[EnvName, Text] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": {"type": ["string", "number"]}}
+    )
     """Environment added for every rank of this setup."""
     lost_after_s: Annotated[float, Field(ge=2, le=3600)] = 30.0
     """A node that is not heard of for so long is lost, and the job ends."""
@@ -116,4 +128,8 @@ class SetupSection(Section):
             raise broken_rule(f"{' and '.join(ways)} exclude one another; keep one way to get at the nodes")
         if self.nodes > 1 and not ways:
             raise broken_rule(f"nodes is {self.nodes}: say where they are, by hostfile, slurm or emulate")
+        if self.emulate is not None and "nodes" in self.model_fields_set and self.nodes != self.emulate.nodes:
+            raise broken_rule(f"nodes is {self.nodes} and emulate.nodes {self.emulate.nodes}; leave nodes out")
+        if self.through == "deepspeed" and self.hostfile is None:
+            raise broken_rule("through: deepspeed needs a hostfile, whose nodes DeepSpeed's runner reaches over ssh")
         return self

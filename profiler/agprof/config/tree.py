@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from agprof.config.names import text_problem
 from agprof.config.problems import Problem, config_error, printable, shown
-from agprof.config.workload import text_problem
 
 MAX_DEPTH = 32
 """Levels of nesting. A workload file needs four."""

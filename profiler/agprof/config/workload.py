@@ -15,99 +15,13 @@ from agprof.config.energy import EnergySection
 from agprof.config.kernels import KernelsSection
 from agprof.config.kineto import Kineto
 from agprof.config.monitor import MonitorSection
+from agprof.config.names import ArgName, EnvName, RunName, Text, checked, text_problem
 from agprof.config.nsys import Nsys
 from agprof.config.peak import PeakSection
 from agprof.config.plan import Plan
 from agprof.config.section import Section as _Section
+from agprof.config.setups import SetupSection
 from agprof.config.traces import TraceFormat
-from agprof.model.settings import (
-    ENV_FOREIGN,
-    ENV_HOME,
-    ENV_NODE,
-    ENV_NSYS,
-    ENV_NSYS_STARTED,
-    ENV_PASS,
-    ENV_RANK_PID,
-    ENV_RUN_DIR,
-    ENV_SETTINGS,
-    ENV_UNDER_NSYS,
-)
-
-RESERVED_ENV = frozenset(
-    {
-        "RANK",
-        "LOCAL_RANK",
-        "GROUP_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        ENV_RUN_DIR,
-        ENV_SETTINGS,
-        ENV_HOME,
-        ENV_RANK_PID,
-        ENV_NODE,
-        ENV_FOREIGN,
-        ENV_PASS,
-        ENV_NSYS,
-        ENV_NSYS_STARTED,
-        ENV_UNDER_NSYS,
-    }
-)
-"""Variables that the launcher or agprof itself sets for every rank."""
-
-_BAD_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-
-
-def text_problem(value: str) -> str | None:
-    """The rule that a text breaks, or None. NUL can't be passed to a program; the others corrupt terminals and logs."""
-    found = _BAD_CHARACTER.search(value)
-    if found is None:
-        return None
-    return f"holds the control character {found.group()!a}; only tab and line feed may stand in a text"
-
-
-def env_name_problem(value: str) -> str | None:
-    """The rule that the name of an environment variable breaks, or None."""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        return "is no name of an environment variable; use letters, digits and `_`"
-    if value == "MASTER_PORT":
-        return "is set by the launcher; use `launch.master_port`"
-    if value in RESERVED_ENV:
-        return "is set by the launcher or by agprof for every rank; leave it out"
-    return None
-
-
-def arg_name_problem(value: str) -> str | None:
-    """The rule that a key of `args` breaks, or None."""
-    if value.startswith("-"):
-        return f"is written without the dashes: {value.lstrip('-') or 'a name'!r} becomes `--{value.lstrip('-')}`"
-    if not value or re.search(r"[\s=]", value):
-        return "is no name of an argument; it must not be empty or hold blanks or `=`"
-    return text_problem(value)
-
-
-def _check_text(value: str) -> str:
-    return _checked(value, text_problem(value))
-
-
-def _check_env_name(value: str) -> str:
-    return _checked(value, env_name_problem(value))
-
-
-def _check_arg_name(value: str) -> str:
-    return _checked(value, arg_name_problem(value))
-
-
-def run_name_problem(value: str) -> str | None:
-    """The rule that the name of a run breaks, or None."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        return None
-    return "must be 1 to 64 letters, digits, `.`, `_` or `-`, the first a letter or digit: the run's folder carries it"
-
-
-def _check_name(value: str) -> str:
-    return _checked(value, run_name_problem(value))
 
 
 def _check_module(value: str) -> str:
@@ -118,7 +32,7 @@ def _check_module(value: str) -> str:
 
 
 def _check_script(value: str) -> str:
-    return _checked(value, text_problem(value) if value.strip() else "is empty; name a Python file")
+    return checked(value, text_problem(value) if value.strip() else "is empty; name a Python file")
 
 
 def _check_command(value: list[str]) -> list[str]:
@@ -127,15 +41,6 @@ def _check_command(value: list[str]) -> list[str]:
     raise PydanticCustomError("rule", "{rule}", {"rule": "is empty; its first word names the program"})
 
 
-def _checked(value: str, problem: str | None) -> str:
-    if problem is not None:
-        raise PydanticCustomError("rule", "{rule}", {"rule": problem})
-    return value
-
-
-Text = Annotated[str, AfterValidator(_check_text)]
-EnvName = Annotated[str, AfterValidator(_check_env_name)]
-ArgName = Annotated[str, AfterValidator(_check_arg_name)]
 PositiveInt = Annotated[int, Field(gt=0, le=2**63 - 1)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Scalar = Text | int | float | bool | None
@@ -181,9 +86,7 @@ class ProfileSection(_Section):
 class Workload(_Section):
     """A training job and how to profile it."""
 
-    name: Annotated[
-        str, AfterValidator(_check_name), Field(json_schema_extra={"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"})
-    ]
+    name: RunName
     """Name of the run; its folder carries it. Letters, digits, `.`, `_`, `-`."""
     description: Text = ""
     """One line for `agprof workloads` and the report."""
@@ -215,6 +118,8 @@ class Workload(_Section):
     """What the device of a rank can do, where agprof's table does not know it or is to be overruled."""
     energy: EnergySection = Field(default_factory=EnergySection)
     """Prices and CO2 intensity, for the report's sums of energy."""
+    setups: dict[RunName, SetupSection] = Field(default_factory=dict)
+    """Named node setups, for `agprof run --setup NAME`: name -> where the ranks run, and how many."""
 
     @model_validator(mode="after")
     def _can_work(self) -> "Workload":
@@ -263,9 +168,21 @@ def _conflicts(workload: Workload) -> Iterator[Conflict]:
     if launch.bind_cores and launch.launcher != "deepspeed":
         rule = "needs `launch.launcher: deepspeed`; torchrun does not bind cores"
         yield Conflict(("launch.bind_cores", "launch.launcher"), rule)
+    yield from _setup_conflicts(workload)
     yield from _warmup_conflicts(profile)
     yield from _kineto_conflicts(workload)
     yield from _nsys_conflicts(workload)
+
+
+def _setup_conflicts(workload: Workload) -> Iterator[Conflict]:
+    for name, setup in workload.setups.items():
+        launcher = setup.launcher or workload.launch.launcher
+        if setup.through == "deepspeed" and launcher != "deepspeed":
+            rule = "deepspeed needs `launcher: deepspeed`: it is DeepSpeed's runner that goes over ssh then"
+            yield Conflict((f"setups.{name}.through", f"setups.{name}.launcher", "launch.launcher"), rule)
+        if workload.launch.bind_cores and setup.launcher == "torchrun":
+            rule = "torchrun does not bind cores, and `launch.bind_cores` asks for it; change one of them"
+            yield Conflict((f"setups.{name}.launcher", "launch.bind_cores"), rule)
 
 
 def _command_conflicts(workload: Workload) -> Iterator[Conflict]:
@@ -274,6 +191,9 @@ def _command_conflicts(workload: Workload) -> Iterator[Conflict]:
             yield Conflict((key, "command"), f"`command` and `{key}` exclude each other; keep one of them")
     if workload.args:
         yield Conflict(("args", "command"), "stands beside `command`, which holds its own arguments; put them there")
+    if workload.setups:
+        rule = "stand beside `command`, which starts its ranks itself; give a script or module instead"
+        yield Conflict(("setups", "command"), rule)
     for key in ("launcher", "ranks_per_node", "master_port", "bind_cores"):
         if getattr(workload.launch, key) != LaunchSection.model_fields[key].default:
             rule = "has no effect on `command`, which starts its ranks itself; leave it out"

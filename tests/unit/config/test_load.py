@@ -13,13 +13,8 @@ from agprof.config.dump import dump_workload
 from agprof.config.energy import EnergySection
 from agprof.config.load import LoadedWorkload, load_workload, parse_workload
 from agprof.config.monitor import MonitorSection, PrometheusSection
-from agprof.config.workload import (
-    RESERVED_ENV,
-    LaunchSection,
-    ProfileSection,
-    Workload,
-    arg_name_problem,
-)
+from agprof.config.names import RESERVED_ENV, arg_name_problem
+from agprof.config.workload import LaunchSection, ProfileSection, Workload
 from agprof.errors import ConfigError
 from agprof.model import settings as instrument_settings
 
