@@ -279,6 +279,17 @@ def test_words_of_any_kind_pass_unchanged_and_are_shown_safely(tmp_path: Path) -
     assert read_run(folder).problems == ()
 
 
+def test_secrets_reach_the_command_and_no_file(tmp_path: Path) -> None:
+    secret = "hf_" + "a" * 30
+    env = {**os.environ, "HF_TOKEN": secret, "NCCL_DEBUG": "INFO"}
+    done = monitor(tmp_path, ["sh", "-c", 'echo "$@"', "sh", "--api-key", "zzzqqq", secret], env=env)
+    assert done.stdout.decode() == f"--api-key zzzqqq {secret}\n"
+    written = b"".join(file.read_bytes() for file in only_run(tmp_path).rglob("*") if file.is_file())
+    assert b"zzzqqq" not in written
+    assert secret.encode() not in written
+    assert b"NCCL_DEBUG" in written
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
