@@ -69,7 +69,7 @@ def test_options_of_the_command_line_change_a_setup() -> None:
         ("setups: {a: {emulate: {rate: 3}}}\n", "w.yaml:3:30: key 'setups.a.emulate.rate': must be text, not 3"),
         ("setups: {a: {emulate: {rate: 3 GB}}}\n", "'3 GB' is no rate; write it as 1gbit, 200mbit or 64kbit"),
         ("setups: {a: {emulate: {delay: soon}}}\n", "'soon' is no delay; write it as 1ms, 200us or 0.1s"),
-        ("setups: {a: {emulate: {nodes: 1}}}\n", "key 'setups.a.emulate.nodes': must be at least 2.0, not 1"),
+        ("setups: {a: {emulate: {nodes: 1}}}\n", "key 'setups.a.emulate.nodes': must be at least 2, not 1"),
         ("setups: {a: {through: deepspeed}}\n", "key 'setups.a': through: deepspeed needs a hostfile"),
         ("setups: {a: {hostfile: h, through: deepspeed}}\n",
          "w.yaml:3:36: key 'setups.a.through': deepspeed needs `launcher: deepspeed`"),
