@@ -1,15 +1,18 @@
 """Rows of process_samples from readings of processes."""
 
-from collections.abc import Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Mapping
 
 from agprof.sampler.process_files import TICKS_PER_S, Reading
 from agprof.sampler.states import SECOND_NS
 
 Readings = Mapping[int, Reading]
+Pairs = list[tuple[Reading, Reading]]
+"""(now, at the sample before) of each process that was there then."""
 
-_CPU, _READ, _WRITTEN = attrgetter("cpu_ticks"), attrgetter("read_bytes"), attrgetter("write_bytes")
-_VOLUNTARY, _INVOLUNTARY, _WAIT = attrgetter("voluntary"), attrgetter("involuntary"), attrgetter("wait_ns")
+_CPU, _READ, _WRITTEN, _VOLUNTARY, _INVOLUNTARY, _WAIT = (
+    Reading._fields.index(name)
+    for name in ("cpu_ticks", "read_bytes", "write_bytes", "voluntary", "involuntary", "wait_ns")
+)
 
 
 def row_of(
@@ -51,13 +54,13 @@ def row_of(
     )
 
 
-def _rate(pairs: Iterable[tuple[Reading, Reading]], counter: attrgetter, per_s: float | None) -> float | None:  # type: ignore[type-arg]
+def _rate(pairs: Pairs, counter: int, per_s: float | None) -> float | None:
     """Per second, over all pairs that have both; None where there is none, or one went backwards."""
     if per_s is None:
         return None
     total, counted = 0, False
     for now, before in pairs:
-        value, last = counter(now), counter(before)
+        value, last = now[counter], before[counter]
         if value is not None and last is not None:
             if value < last:
                 return None
@@ -66,7 +69,7 @@ def _rate(pairs: Iterable[tuple[Reading, Reading]], counter: attrgetter, per_s: 
     return total * per_s if counted else None
 
 
-def _wait_ratio(pairs: list[tuple[Reading, Reading]], per_s: float | None) -> float | None:
+def _wait_ratio(pairs: Pairs, per_s: float | None) -> float | None:
     """Mean over the processes: where all of them wait half of the time it is 0.5."""
     known = [pair for pair in pairs if pair[0].wait_ns is not None and pair[1].wait_ns is not None]
     total = _rate(known, _WAIT, per_s)

@@ -10,7 +10,6 @@
 #define SET_MAGIC 0x45565453u
 #define MAX_REGISTRATIONS 64
 #define POLL_MS 2
-#define IDLE_POLL_MS 100
 
 struct event_set {
     uint32_t magic;
@@ -110,8 +109,7 @@ static int wait_for(void *opaque, nvmlEventData_t *data, unsigned timeout_ms) {
         if (next_event(set, data)) return NVML_SUCCESS;
         if (monotonic_ms() >= end_ms) break;
         /* A driver sleeps until something happens; looking again and again would be counted as the caller's CPU time. */
-        int64_t left_ms = end_ms - monotonic_ms(), most_ms = any_left() ? POLL_MS : IDLE_POLL_MS;
-        pause_ms(left_ms < most_ms ? left_ms : most_ms);
+        pause_ms(any_left() ? POLL_MS : end_ms - monotonic_ms());
     }
     return NVML_ERROR_TIMEOUT;
 }
