@@ -7,9 +7,23 @@ import ast
 import inspect
 from collections.abc import Iterator
 
-from agprof.model import answers, compute_answers, energy_answers, figure, memory_answers, system_answers, trace_answers
+from agprof.model import (
+    answers,
+    clock_answers,
+    comm_answers,
+    compute_answers,
+    energy_answers,
+    figure,
+    memory_answers,
+    straggler_answers,
+    system_answers,
+    trace_answers,
+)
 
-_MODULES = (answers, figure, compute_answers, memory_answers, system_answers, energy_answers, trace_answers)
+_MODULES = (
+    answers, figure, comm_answers, straggler_answers, clock_answers, compute_answers, memory_answers, system_answers,
+    energy_answers, trace_answers,
+)  # fmt: skip
 
 _HEAD = f"""# report.json
 
