@@ -129,6 +129,6 @@ def describe(error: BaseException) -> str:
 
 
 def judge_system_error(error: Exception) -> Verdict:
-    """What an exception of psutil or of a read in /proc means."""
+    """What an exception of a read in /proc or /sys means."""
     lasting = (PermissionError, FileNotFoundError, NotImplementedError, AttributeError)
     return "unsupported" if isinstance(error, lasting) else "retry"
