@@ -24,11 +24,11 @@ from agprof.model.answers import (
 )
 from agprof.model.figure import Figure, Kpi
 from sample_compute_answers import cpu_compute, hostile_compute, no_compute
-from sample_energy_answers import energy_answer, hostile_energy
+from sample_energy_answers import hostile_energy
 from sample_figures import MIB, MS, figure, missing
 from sample_memory_answers import curves as memory_curves
 from sample_memory_answers import hostile_memory, memory_answer
-from sample_system_answers import cpu_system, gpu_system, hostile_system, times
+from sample_system_answers import cpu_system, hostile_system, times
 
 PARTS_MS = {
     "data": 18.0,
@@ -247,13 +247,6 @@ def _phase_line(rows: tuple[StepRow, ...]) -> PhaseLine:
             at += long
     phase, start_ns, duration_ns = zip(*spans, strict=True)
     return PhaseLine(rank=0, names=names, phase=phase, start_ns=start_ns, duration_ns=duration_ns)
-
-
-def gpu_answers(gpus: int = 8, steps: int = 50) -> RunAnswers:
-    """The sample on GPUs of one node, with energy."""
-    answers = sample_answers(gpus, steps)
-    end_ns = max((row.start_ns + row.duration_ns for row in answers.time.steps), default=20_000 * MS)
-    return replace(answers, system=gpu_system(gpus, end_ns), energy=energy_answer(gpus))
 
 
 def _findings() -> tuple[Finding, ...]:

@@ -9,9 +9,10 @@ from devtools import browser
 from test_report_browser import CONTRAST, outside, place
 
 from agprof_reports.run import write
-from sample_answers import HOSTILE, gpu_answers, sample_answers
+from sample_answers import HOSTILE, sample_answers
 from sample_energy_answers import hostile_energy, unpriced_energy
 from sample_figures import MS
+from sample_gpu_answers import gpu_answers
 from sample_monitor_answers import monitor_answers
 from sample_system_answers import cpu_system, gpu_system, hostile_system, mig_system, older_system
 
@@ -91,7 +92,7 @@ NAMES_OF_ROWS = """
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-def test_every_gpu_has_a_row_with_its_name_and_median(page, files, width):
+def test_every_gpu_has_a_row_with_its_name_and_figure(page, files, width):
     opened(page, files, "eight", "gpu-power", width=width)
     words = page.evaluate("[...document.querySelectorAll('#chart-gpu-power text')].map((text) => text.textContent)")
     assert [f"GPU {gpu}" for gpu in range(8)] == sorted({word for word in words if word.startswith("GPU ")})

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agprof.model.figure import Curve
 from agprof_reports import tables
@@ -27,6 +27,8 @@ from agprof_reports.tables import StepGroup
 from agprof_reports.text import clean, label, scale
 
 DRAWN_POINTS = 800
+MEANS = "Each cell is the mean of its samples."
+_OF_KEPT = "Each cell is the mean of the points that were kept: the lowest and the highest of each stretch."
 TITLE = 120
 """Longest title of a chart, in characters."""
 _OWNER = re.compile(r"^(?:(?:rank|node|GPU|core) \d+(?: |$))+")
@@ -137,6 +139,20 @@ def curves_chart(
     )
 
 
+def of_kept_points(chart: Chart) -> Chart:
+    """The chart of curves that hold the lowest and highest of each stretch: their median would be no one's."""
+    if chart.table is None:
+        return chart
+    kept = [i for i, column in enumerate(chart.table.columns) if column.label != "median"]
+    columns = tuple(chart.table.columns[i] for i in kept)
+    table = replace(
+        chart.table,
+        columns=tuple(replace(held, label="points") if held.label == "samples" else held for held in columns),
+        rows=tuple(tuple(row[i] for i in kept) for row in chart.table.rows),
+    )
+    return replace(chart, table=table, note=_OF_KEPT if chart.note == MEANS else chart.note)
+
+
 def lone_points(points: Sequence[Point]) -> Spec:
     """Marks on samples between two gaps, of which a line shows nothing; empty where there is none."""
     known = [False, *(y is not None for _, y in points), False]
@@ -217,7 +233,7 @@ def heat_chart(
             },
         },
         table=tables.curves(f"table-{key}", title, curves),
-        note="Each cell is the mean of its samples.",
+        note=MEANS,
         axis="run",
     )
 

@@ -1,10 +1,9 @@
-"""Small multiples over time: one row per GPU on one scale, its name at the left, its median at the right."""
+"""Small multiples over time: one row per GPU on one scale, its name at the left, its figure at the right."""
 
 import math
 from collections.abc import Sequence
-from statistics import median
 
-from agprof.model.figure import Curve
+from agprof.model.figure import Curve, Figure
 from agprof.model.system_answers import SystemAnswer
 from agprof_reports import tables
 from agprof_reports.charts import throttle
@@ -41,10 +40,13 @@ def rows_chart(
     whole: float | None,
     limit: bool,
     ribbon: bool,
+    figures: dict[GpuKey, Figure],
+    told: str,
     most_points: int,
     titled: bool,
 ) -> Chart:
-    """`series`: word of the line and its curves, the main one first; with `limit` the second is dashed."""
+    """`series`: word of the line and its curves, the main one first; with `limit` the second is dashed. `figures` stand
+    at the right, `told` says what they are."""
     every = [curve for _, curves in series for curve in curves.values()]
     divisor, unit = scale((y for curve in every for y in curve.y), every[0].unit)
     top = whole / divisor if whole else _top(every, divisor)
@@ -68,7 +70,7 @@ def rows_chart(
                 if index == 0:
                     holes.extend(_holes(line["x"], line["y"], axes[gpu]))
         main = series[0][1].get(gpu)
-        notes.append(_at_right(main, axes[gpu], top))
+        notes.append(_at_right(main, figures.get(gpu), axes[gpu], top))
         own = [span for span in spans if (span.node, span.gpu) == gpu]
         data.extend(throttle.ribbon(own, run, names[gpu], axes[gpu], low * 0.92, -low * 0.62))
     row = (_ROW if len(keys) <= _FEW else _LOW_ROW) + (_RIBBON if spans else 0)
@@ -86,6 +88,8 @@ def rows_chart(
     }
     dashed = f" Dashed: its {series[1][0]}." if limit and len(series) > 1 else ""
     second = f" Line: {series[1][0]}; area: {series[0][0]}." if not limit and len(series) > 1 else ""
+    over = "over the steady steps" if groups else "over the run"
+    right = f" At the right {told} {over}." if any(figure.value is not None for figure in figures.values()) else ""
     rounding = "; report.json has more points" if any(len(curve.x_ns) > points for curve in every) else ""
     return Chart(
         key=key,
@@ -95,7 +99,7 @@ def rows_chart(
         spec={"data": data, "layout": layout},
         table=tables.curves(f"table-{key}", title, every),
         legend=throttle.legend_of(spans),
-        note=f"Every row from 0 to {rounded(top)} {unit}, its median at the right.{dashed}{second}"
+        note=f"Every row from 0 to {rounded(top)} {unit}.{right}{dashed}{second}"
         + (f" Lowest and highest of each stretch are drawn{rounding}." if rounding else ""),
         axis="run",
     )
@@ -174,9 +178,10 @@ def _holes(x: Sequence[float], y: Sequence[float | None], axis: str) -> list[Spe
     ]
 
 
-def _at_right(curve: Curve | None, axis: str, top: float) -> Spec:
-    known = [y for y in curve.y if y is not None and math.isfinite(y)] if curve is not None else []
-    text = with_unit(median(known), curve.unit) if curve is not None and known else "not measured"
+def _at_right(curve: Curve | None, figure: Figure | None, axis: str, top: float) -> Spec:
+    known = curve is not None and any(y is not None for y in curve.y)
+    told = with_unit(figure.value, figure.unit) if figure is not None and figure.value is not None else ""
+    text = told if known else "not measured"
     return annotation(text=text, x=1, xref="paper", y=top / 2, yref=axis, xanchor="left", xshift=6)
 
 

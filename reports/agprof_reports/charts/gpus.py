@@ -2,13 +2,13 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from agprof.model.figure import Curve
-from agprof.model.system_answers import SystemAnswer
+from agprof.model.figure import Curve, Figure
+from agprof.model.system_answers import GpuRow, SystemAnswer
 from agprof_reports.charts import throttle
-from agprof_reports.charts.curves import curves_chart, heat_chart
+from agprof_reports.charts.curves import curves_chart, heat_chart, of_kept_points
 from agprof_reports.charts.gpu_rows import GpuKey, rows_chart
 from agprof_reports.charts.marks import add_gaps, events_over
 from agprof_reports.charts.pieces import RUN_MARGIN, Span
@@ -42,6 +42,10 @@ class Quantity:
     """The second curve is a limit of the first: a dashed line."""
     ribbon: bool = False
     """The reasons for which clocks were held down stand beneath."""
+    figure: Callable[[GpuRow], Figure] | None = None
+    """What stands at the right of a GPU's row: of all samples, which the curves are not in long runs."""
+    told: str = "its figure"
+    """What that is."""
 
 
 ACTIVITY = Quantity(
@@ -50,18 +54,60 @@ ACTIVITY = Quantity(
     words=("any kernel", "SMs", "tensor", "DRAM", "memory"),
     whole=1.0,
 )
-_TITLES = ("utilisation (a kernel runs)", "SM activity", "tensor cores", "DRAM bandwidth", "memory busy")
-APART = tuple(
-    Quantity(title=title, names=(name,), whole=1.0) for title, name in zip(_TITLES, ACTIVITY.names, strict=True)
+APART = (
+    Quantity(
+        title="utilisation (a kernel runs)", names=("utilization",), whole=1.0, figure=lambda row: row.utilization
+    ),
+    Quantity(title="SM activity", names=("SM activity",), whole=1.0, figure=lambda row: row.sm),
+    Quantity(title="tensor cores", names=("tensor activity",), whole=1.0, figure=lambda row: row.tensor),
+    Quantity(title="DRAM bandwidth", names=("DRAM activity",), whole=1.0, figure=lambda row: row.dram),
+    Quantity(title="memory busy", names=("memory busy",), whole=1.0),
 )
 """The same where each GPU has a row: one quantity per chart."""
 OTHERS = (
-    Quantity(title="memory", names=("memory", "memory total"), words=("in use", "total"), limit=True),
-    Quantity(title="power", names=("power", "power limit"), words=("power", "limit"), limit=True),
-    Quantity(title="temperature", names=("temperature", "memory temperature"), words=("core", "memory")),
-    Quantity(title="clocks", names=("SM clock", "memory clock"), words=("SM", "memory"), ribbon=True),
-    Quantity(title="NVLink", names=("NVLink sent", "NVLink received"), words=("sent", "received")),
-    Quantity(title="PCIe", names=("PCIe sent", "PCIe received"), words=("sent", "received")),
+    Quantity(
+        title="memory",
+        names=("memory", "memory total"),
+        words=("in use", "total"),
+        limit=True,
+        figure=lambda row: row.memory_peak,
+        told="its peak",
+    ),
+    Quantity(
+        title="power",
+        names=("power", "power limit"),
+        words=("power", "limit"),
+        limit=True,
+        figure=lambda row: row.power,
+    ),
+    Quantity(
+        title="temperature",
+        names=("temperature", "memory temperature"),
+        words=("core", "memory"),
+        figure=lambda row: row.temperature_max,
+        told="its highest",
+    ),
+    Quantity(
+        title="clocks",
+        names=("SM clock", "memory clock"),
+        words=("SM", "memory"),
+        ribbon=True,
+        figure=lambda row: row.sm_clock,
+    ),
+    Quantity(
+        title="NVLink",
+        names=("NVLink sent", "NVLink received"),
+        words=("sent", "received"),
+        figure=lambda row: row.nvlink,
+        told="sent and received together",
+    ),
+    Quantity(
+        title="PCIe",
+        names=("PCIe sent", "PCIe received"),
+        words=("sent", "received"),
+        figure=lambda row: row.pcie,
+        told="sent and received together",
+    ),
 )
 _KNOWN = {name for quantity in (ACTIVITY, *OTHERS) for name in quantity.names}
 
@@ -103,6 +149,10 @@ def gpu_charts(system: SystemAnswer, groups: Sequence[StepGroup], run: Span, poi
                     whole=quantity.whole,
                     limit=quantity.limit,
                     ribbon=quantity.ribbon,
+                    figures={(row.node, row.gpu): quantity.figure(row) for row in system.gpus}
+                    if quantity.figure
+                    else {},
+                    told=quantity.told,
                     most_points=points,
                     titled=titled,
                 )
@@ -111,7 +161,7 @@ def gpu_charts(system: SystemAnswer, groups: Sequence[StepGroup], run: Span, poi
             charts.append(_heat(quantity, curves[there[0]], system, run, titled=titled))
             if quantity.ribbon and system.throttles:
                 charts.append(_ribbons(keys, system, run))
-    return tuple(charts)
+    return tuple(of_kept_points(chart) if system.decimation else chart for chart in charts)
 
 
 def _chosen(quantity: Quantity, by_name: _ByName, keys: Sequence[GpuKey]) -> Quantity:

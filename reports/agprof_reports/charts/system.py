@@ -7,7 +7,7 @@ from statistics import fmean
 
 from agprof.model.figure import Curve
 from agprof.model.system_answers import SystemAnswer
-from agprof_reports.charts.curves import DRAWN_POINTS, Kind, curves_chart, heat_chart, kinds_of
+from agprof_reports.charts.curves import DRAWN_POINTS, Kind, curves_chart, heat_chart, kinds_of, of_kept_points
 from agprof_reports.charts.gpus import is_of_gpu
 from agprof_reports.charts.marks import add_gaps
 from agprof_reports.charts.pieces import DIRECT_LABELS, Span
@@ -45,7 +45,7 @@ def system_curves(
         height = 144 if last else 128
         chart = curves_chart(key, kind.title, kind.curves, groups, run, height=height, titled=last, points=points)
         add_gaps(chart, system.gaps, [curve.node for curve in kind.curves], run)
-        charts.append(chart)
+        charts.append(of_kept_points(chart) if system.decimation else chart)
     if has_cores:
         charts.append(_cores(system, run))
     return tuple(charts)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from agprof_reports.page import build
-from sample_answers import gpu_answers, sample_answers
+from sample_answers import sample_answers
 from sample_energy_answers import SHORT, energy_answer, unpriced_energy
 from sample_figures import figure
+from sample_gpu_answers import gpu_answers
 
 
 def energy_of(energy):

@@ -13,9 +13,10 @@ from agprof_reports.data import Cell
 from agprof_reports.page import build
 from agprof_reports.run import LIMIT_BYTES, render
 from agprof_reports.system import gpus_sentence
-from sample_answers import HOSTILE, gpu_answers, hostile_answers, sample_answers
+from sample_answers import HOSTILE, hostile_answers, sample_answers
 from sample_energy_answers import energy_answer
 from sample_figures import GIB, MS, figure, missing
+from sample_gpu_answers import gpu_answers
 from sample_system_answers import cpu_system, gpu_system, mig_system, older_system
 
 
@@ -312,9 +313,36 @@ def test_a_sample_between_two_gaps_is_a_point(gpus):
     assert "marker" not in charts_of(system_of(gpu_answers(gpus)))["gpu-power"].spec["data"][0]
 
 
-def test_decimation_is_said():
+def test_decimation_is_said_and_its_points_have_no_median():
     system = gpu_system(2, points=100)
-    assert ("", system.decimation) in system_of(with_system(system)).lines
+    section = system_of(with_system(system))
+    assert ("", system.decimation) in section.lines
+    labels = [column.label for column in charts_of(section)["gpu-power"].table.columns]
+    assert labels == ["curve", "points", "gaps", "lowest", "highest"]
+    whole = charts_of(system_of(gpu_answers(2)))["gpu-power"].table
+    assert [column.label for column in whole.columns] == ["curve", "samples", "gaps", "lowest", "median", "highest"]
+    heat = charts_of(system_of(with_system(gpu_system(40, points=100))))["gpu-power"]
+    assert heat.note.startswith("Each cell is the mean of the points that were kept")
+
+
+def test_the_figure_at_a_row_s_right_is_that_of_the_table_and_not_of_the_drawn_points():
+    system = gpu_system(8)
+    charts = charts_of(system_of(gpu_answers(8)))
+
+    def at_right(key):
+        notes = charts[key].spec["layout"]["annotations"]
+        return [note["text"].replace("\u00a0", " ") for note in notes if note.get("xshift") == 6]
+
+    assert at_right("gpu-power") == [f"{row.power.value:.0f} W" for row in system.gpus]
+    assert at_right("gpu-temperature")[3] == "84 °C"
+    assert at_right("gpu-memory")[7] == "69.0 GiB"
+    assert at_right("gpu-nvlink")[0] == "240 GB/s"
+    assert "At the right its peak over the steady steps. Dashed: its total." in charts["gpu-memory"].note
+    unread = replace(system.gpus[0], power=missing("W", "no steady step"))
+    curves = tuple(curve for curve in system.curves if curve.label != "GPU 1 power")
+    odd = replace(system, gpus=(unread, *system.gpus[1:]), curves=curves)
+    charts = charts_of(system_of(with_system(odd)))
+    assert at_right("gpu-power")[:2] == ["", "not measured"]
 
 
 def test_hostile_names_stay_text_and_short_in_every_label():
