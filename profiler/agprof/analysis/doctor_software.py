@@ -54,7 +54,7 @@ def torch(facts: NodeFacts) -> Iterator[Check]:
     built = f"built for CUDA {found.cuda}" if found.cuda else "built for CPUs"
     took = f", imported in {found.import_s:.1f} s" if found.import_s is not None else ""
     text = f"{found.version}, {built}{took}"
-    if found.cuda is None and facts.driver is not None:
+    if found.cuda is None and _driver(facts) is not None:
         advice = "This machine has an NVIDIA driver: install a torch that is built for CUDA."
         yield _torch("problem", text, advice)
     else:
@@ -129,8 +129,7 @@ def foreign_pynvml(facts: NodeFacts) -> Iterator[Check]:
 
 def driver(facts: NodeFacts) -> Iterator[Check]:
     """The driver is loaded, and new enough for torch's CUDA."""
-    sampler = facts.sampler
-    told = facts.driver or (sampler.driver if sampler is not None else None)
+    told = _driver(facts)
     if told is None:
         wants = facts.torch is not None and facts.torch.cuda is not None
         yield Check(
@@ -159,6 +158,11 @@ def driver(facts: NodeFacts) -> Iterator[Check]:
     )
 
 
+def _driver(facts: NodeFacts) -> str | None:
+    """By the kernel's word, or by NVML's: /proc may be hidden."""
+    return facts.driver or (facts.sampler.driver if facts.sampler is not None else None)
+
+
 def gpus(facts: NodeFacts) -> Iterator[Check]:
     """The GPUs that torch may use are those that the machine has, and torch has kernels for them."""
     seen = facts.sampler.gpus if facts.sampler is not None else ()
@@ -172,13 +176,8 @@ def gpus(facts: NodeFacts) -> Iterator[Check]:
         text += f"; CUDA_VISIBLE_DEVICES is {restricted!r}"
     status: Status = "ok"
     advice = ""
-    if (
-        seen
-        and facts.torch is not None
-        and facts.torch.error is None
-        and len(usable) < len(seen)
-        and restricted is None
-    ):
+    built = facts.torch is not None and facts.torch.error is None and facts.torch.cuda is not None
+    if built and len(usable) < len(seen) and restricted is None:
         status, advice = (
             "warning",
             "torch sees fewer GPUs than there are: look at MIG mode and the container's devices.",

@@ -100,13 +100,15 @@ def _named(table: str, rows: Iterable[tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 
 def _columns(table: str, rows: Rows, reasons: dict[str, tuple[str, str]], prefix: str) -> Iterable[dict[str, str]]:
-    """Each column with a value of its own. ok: the last round has it, on every GPU."""
-    found = _named(table, rows.get(table, ()))
-    last = {row.get("gpu", row.get("core")): row for row in found}.values()
+    """Each column with a value of its own. ok: a round had it (the second one rates), on every GPU."""
+    having: dict[object, set[str]] = {}
+    for row in _named(table, rows.get(table, ())):
+        known = having.setdefault(row.get("gpu", row.get("core")), set())
+        known.update(name for name, value in row.items() if value is not None)
     for column in BY_NAME[table].columns:
         if column.name in _KEYS or f"{table}.{column.name}" in _MOVED or column.name in _OF_A_LIMIT:
             continue
-        if last and all(row.get(column.name) is not None for row in last):
+        if having and all(column.name in known for known in having.values()):
             yield {"field": f"{prefix}.{column.name}", "state": "ok", "reason": ""}
         else:
             state, reason = _reason(column.name, reasons, prefix)
