@@ -20,6 +20,7 @@ _STATUS: dict[str, Status] = {
     "killed": "killed",
     "interrupted": "interrupted",
     "launch-failed": "failed",
+    "node-lost": "failed",
 }
 _FRAMEWORKS = {
     "deepspeed": "DeepSpeed",
@@ -123,6 +124,8 @@ def _status(view: View) -> tuple[Status, str]:
         return "unknown", f"{ran} so far: the job still runs, or agprof itself was killed"
     reason = str(outcome.get("reason"))
     status = _STATUS.get(reason, "unknown")
+    if reason == "node-lost":
+        return status, f"{lost_nodes(view)}, {ran}"
     cause = cause_of_end(view)
     if cause:
         return status, cause
@@ -170,6 +173,16 @@ def imported_from(view: View) -> str | None:
 
 def _many(ranks: int) -> str:
     return f"{ranks:,} rank{'' if ranks == 1 else 's'}"
+
+
+def lost_nodes(view: View) -> str:
+    """`node 1 (node1, 10.77.0.2) was lost: nothing was heard for 5 s`, for each one."""
+    nodes = (view.run.outcome or {}).get("nodes")
+    lost = [node for node in nodes or () if isinstance(node, Mapping) and node.get("lost")]
+    words = [f"node {node.get('number')} ({node.get('host')}, {node.get('address')})" for node in lost]
+    return (
+        "; ".join(f"{who} was lost: {node['lost']}" for who, node in zip(words, lost, strict=True)) or "a node was lost"
+    )
 
 
 def cause_of_end(view: View) -> str | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agprof.launch.processes import signal_name
-from agprof.model.settings import ENV_NSYS, ENV_RUN_DIR, NSYS_GRACE_S
-from agprof.store.layout import FAILURES
+from agprof.model.settings import ENV_NODE, ENV_NSYS, ENV_RUN_DIR, NSYS_GRACE_S
+from agprof.store.layout import failures_file
 
 STOP_TIMEOUT_S = 5
 
@@ -69,7 +69,8 @@ def _write_failures(failures: Any) -> None:
         }
         for rank, failure in sorted(failures.items(), key=lambda item: (item[1].timestamp, item[0]))
     ]
-    target = Path(folder) / FAILURES
+    node = os.environ.get(ENV_NODE, "")
+    target = failures_file(Path(folder), int(node) if node.isdigit() else 0)
     try:
         partial = target.with_suffix(".part")
         partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

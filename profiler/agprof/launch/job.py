@@ -61,8 +61,8 @@ class Job:
             self.process.wait(timeout=5)
 
 
-def start_job(plan: LaunchPlan, run_dir: Path, stack: ExitStack) -> Job:
-    log = stack.enter_context(_open_log(run_dir / layout.LAUNCHER_LOG))
+def start_job(plan: LaunchPlan, run_dir: Path, stack: ExitStack, *, node: int = 0) -> Job:
+    log = stack.enter_context(_open_log(layout.launcher_log(run_dir, node)))
     status_read, status_write = os.pipe()
     stack.callback(os.close, status_read)
     os.set_blocking(status_read, False)

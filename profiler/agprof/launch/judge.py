@@ -74,13 +74,14 @@ class _End:
     monotonic_ns: int | None
 
 
-def judge(observed: Observed, run_dir: Path, *, launcher: str) -> Verdict:
-    """Decide how the job ended. Reads failures.json, launcher.log and the ranks' logs in `run_dir`."""
+def judge(observed: Observed, run_dir: Path, *, launcher: str, node: int = 0) -> Verdict:
+    """Decide how the job ended on a node. Reads failures.json, launcher.log and the ranks' logs in `run_dir`."""
+    log = layout.launcher_log(run_dir, node)
     launcher_code, launcher_signal = None, None
     if observed.launcher_status is not None:
         launcher_code, launcher_signal = shell_code(observed.launcher_status)
-    logged = _logged_by_deepspeed(run_dir) if launcher == "deepspeed" and launcher_code != 0 else None
-    ends = _failed_ranks(observed, _read_failures(run_dir), launcher_code, logged)
+    logged = _logged_by_deepspeed(log) if launcher == "deepspeed" and launcher_code != 0 else None
+    ends = _failed_ranks(observed, _read_failures(layout.failures_file(run_dir, node)), launcher_code, logged)
     if launcher == COMMAND:
         # A launcher that waits for its ranks at once leaves nothing to see of those that ended well.
         ends = [end for end in ends if end.code is not None] or ends[:1]
@@ -95,7 +96,7 @@ def judge(observed: Observed, run_dir: Path, *, launcher: str) -> Verdict:
         exit_code=code,
         signal=name,
         launcher_exit_code=launcher_code,
-        failures=tuple(_failure(run_dir, end, cause=caused and end is ends[0]) for end in ends),
+        failures=tuple(_failure(run_dir, log, end, cause=caused and end is ends[0]) for end in ends),
         notes=tuple(notes),
     )
 
@@ -195,7 +196,7 @@ def _later(end: _End, monotonic_ns: int | None) -> bool:
     return end.monotonic_ns is not None and monotonic_ns is not None and end.monotonic_ns > monotonic_ns
 
 
-def _failure(run_dir: Path, end: _End, *, cause: bool) -> RankFailure:
+def _failure(run_dir: Path, log: Path, end: _End, *, cause: bool) -> RankFailure:
     realtime_ns = None
     if end.monotonic_ns is not None:
         realtime_ns = end.monotonic_ns + time.time_ns() - time.monotonic_ns()
@@ -207,8 +208,7 @@ def _failure(run_dir: Path, end: _End, *, cause: bool) -> RankFailure:
         signal=end.signal,
         ended_realtime_ns=realtime_ns,
         stopped=not cause and end.signal in _STOPPING,
-        last_lines=last_lines(layout.rank_log(run_dir, end.rank, "stderr"))
-        or (last_lines(run_dir / layout.LAUNCHER_LOG) if cause else ()),
+        last_lines=last_lines(layout.rank_log(run_dir, end.rank, "stderr")) or (last_lines(log) if cause else ()),
     )
 
 
@@ -229,16 +229,16 @@ def _tail(path: Path) -> bytes:
     return data if size <= _TAIL_BYTES else data.partition(b"\n")[2] or data
 
 
-def _read_failures(run_dir: Path) -> list[dict[str, Any]]:
+def _read_failures(path: Path) -> list[dict[str, Any]]:
     try:
-        rows = json.loads((run_dir / layout.FAILURES).read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("rank"), int)]
 
 
-def _logged_by_deepspeed(run_dir: Path) -> tuple[int, str | None] | None:
-    codes = _DEEPSPEED_END.findall(_tail(run_dir / layout.LAUNCHER_LOG).decode("utf-8", "replace"))
+def _logged_by_deepspeed(log: Path) -> tuple[int, str | None] | None:
+    codes = _DEEPSPEED_END.findall(_tail(log).decode("utf-8", "replace"))
     if not codes:
         return None
     code = int(codes[-1])

@@ -70,6 +70,8 @@ class NodePlan:
     """Silence after which a node is lost."""
     more_time_s: float = 0.0
     """That the job may take longer to end, where it has something to write then (nsys)."""
+    starts_ranks: bool = True
+    """False: the ranks are not below this launcher, which starts them over ssh."""
     files: Mapping[str, str] | None = None
     """Small text files that the launcher reads: name in the run folder -> text."""
     token: str = ""
@@ -105,7 +107,7 @@ class NodePlan:
             env=self.environment(environ),
             env_added=self.env,
             cwd=self.cwd,
-            ranks=self.ranks,
+            ranks=self.ranks if self.starts_ranks else 0,
             master_port=self.master_port,
             sampler_argv=self.sampler_argv,
             sampler_period_s=self.sampler_period_s,
@@ -187,6 +189,7 @@ def plan_nodes(
                 sampler_period_s=single.sampler_period_s,
                 lost_after_s=lost_after_s,
                 more_time_s=NSYS_GRACE_S if single.nsys is not None else 0.0,
+                starts_ranks=through == "agents",
                 files=_files(single, nodes, number, environ, through),
                 shortfall=single.shortfall if number == 0 else (),
                 notes=single.notes if number == 0 else (),

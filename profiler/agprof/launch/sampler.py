@@ -76,6 +76,7 @@ class SupervisedSampler:
         self._argv = tuple(argv) if argv is not None else None
         self._run_dir = run_dir
         self._log = layout.sampler_log(run_dir, node)
+        self._log_name = self._log.relative_to(run_dir)
         self._cwd = cwd
         self._environ = {**(os.environ if environ is None else environ), ENV_RUN_DIR: str(run_dir)}
         self._pattern = f"{layout.node_stem(node)}.*{layout.SUFFIX}"
@@ -217,7 +218,7 @@ class SupervisedSampler:
         without_nvml = self._suspicious >= NVML_SUSPECTED and self._switch_nvml_off()
         if self._ending.wait(self._patience.backoff_s[self._failures - 1]):
             self._process = None
-            self._notes.append(f"the sampler {death.how} as the job ended; see {self._log.relative_to(self._run_dir)}")
+            self._notes.append(f"the sampler {death.how} as the job ended; see {self._log_name}")
             return False
         try:
             with self._lock:
@@ -249,7 +250,7 @@ class SupervisedSampler:
         words = death.how
         if self._failures > 1:
             words = f"failed {self._failures} times in a row (the last time it {death.how})"
-        self._notes.append(f"the sampler {words} and is not started again; see {self._log.relative_to(self._run_dir)}")
+        self._notes.append(f"the sampler {words} and is not started again; see {self._log_name}")
         self._process = None
         return False
 
@@ -295,7 +296,7 @@ class SupervisedSampler:
         if not told and status != 0:
             when = "as the job ended" if already is not None else "when it was to end"
             self._notes.append(
-                f"the sampler {_death_of(status, 0.0).how} {when}; see {self._log.relative_to(self._run_dir)}"
+                f"the sampler {_death_of(status, 0.0).how} {when}; see {self._log_name}"
             )
         return 128 - status if status < 0 else status
 

@@ -5,6 +5,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +79,8 @@ class Supervisor(threading.Thread):
         self._begin = time.monotonic()
         self._next_scan = 0.0
         self._killed_at: float | None = None
+        self.on_first_failure: Callable[[int, int], None] = lambda rank, ended_ns: None
+        """Told the first rank that failed and its end (monotonic), on this thread, as it is seen. Must not raise."""
         self.ranks: dict[int, _Rank] = {}
         self.notes: list[str] = []
         self.problem: Exception | None = None
@@ -222,6 +225,8 @@ class Supervisor(threading.Thread):
                 rank.pidfd = None
         first = self.first_failure
         # What a failed rank means to the others is a command's own affair: it may start them again.
+        if first is not None and not had_failed:
+            self.on_first_failure(first.number, first.ended_ns or now)
         if first is not None and not had_failed and not self._stages and not self._foreign:
             self._stages.append((time.monotonic() + self._deadlines.failure_s, "K"))
 

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Reason = Literal["finished", "failed", "killed", "interrupted", "launch-failed"]
+Reason = Literal["finished", "failed", "killed", "interrupted", "launch-failed", "node-lost"]
 """finished: every rank ended with 0. failed: a rank ended with another code. killed: a rank, or the launcher, ended by
 a signal that nobody asked agprof for. interrupted: Ctrl-C, SIGTERM or SIGHUP to agprof ended the job. launch-failed:
-the launcher ended before any rank ran."""
+the launcher ended before any rank ran. node-lost: a node of several was not heard of any more."""
+
+NODE_LOST_EXIT_CODE = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +55,33 @@ class CommandUsage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEnd:
+    """How a job on several nodes ended on one of them."""
+
+    number: int
+    host: str
+    """As the setup calls it."""
+    address: str
+    hostname: str | None
+    """As the node calls itself; None when it never said."""
+    reason: str | None
+    """As `Outcome.reason`, of this node's launcher alone; None when it never said."""
+    exit_code: int | None
+    lost: str | None
+    """Why it counts as lost, in words; None: it does not."""
+    files: str
+    """shared: it wrote into the run folder itself. collected: its files were sent. partly, missing: some or all of
+    them never came. none: there were none."""
+    sampler_exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a job ended, as `outcome.json` keeps it."""
 
     exit_code: int
-    """What `agprof run` exits with: the first failed rank's code, 128 + n for signals, 3 for launch-failed."""
+    """What `agprof run` exits with: the first failed rank's code, 128 + n for signals, 3 for launch-failed, 6 for
+    node-lost."""
     reason: Reason
     started_realtime_ns: int
     ended_realtime_ns: int
@@ -76,6 +100,8 @@ class Outcome:
     """None in outcomes of before there was this."""
     usage: CommandUsage | None = None
     """Of a command under `agprof monitor`."""
+    nodes: tuple[NodeEnd, ...] = ()
+    """Of a job on several nodes."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,4 +119,5 @@ class Outcome:
         data["memory"] = None if memory is None else HostMemory(**memory)
         usage = data.get("usage")
         data["usage"] = None if usage is None else CommandUsage(**usage)
+        data["nodes"] = tuple(NodeEnd(**node) for node in data.get("nodes", ()))
         return Outcome(**data)

@@ -33,6 +33,8 @@ WORKLOAD = "workload.yaml"
 OUTCOME = "outcome.json"
 PEAK = "peak.json"
 """What `agprof peak` measured on devices of the launching machine, as it was when the run began."""
+COMM = "comm.json"
+"""What `agprof bench-comm` measured on the launching machine, as it was when the run began."""
 PLAN = "plan.json"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -65,6 +67,19 @@ def rank_stream(run: Path, rank: int, attempt: int = 0) -> Path:
 
 def node_stream(run: Path, node: int, attempt: int = 0) -> Path:
     return run / NODES / f"{node_stem(node)}.{attempt}{SUFFIX}"
+
+
+def launcher_log(run: Path, node: int = 0) -> Path:
+    """What a node's launcher printed; node 0's lies where a run on one node has it. So do the two below."""
+    return run / LAUNCHER_LOG if node == 0 else run / NODES / f"{node_stem(node)}.{LAUNCHER_LOG}"
+
+
+def sampler_log(run: Path, node: int = 0) -> Path:
+    return run / SAMPLER_LOG if node == 0 else run / NODES / f"{node_stem(node)}.{SAMPLER_LOG}"
+
+
+def failures_file(run: Path, node: int = 0) -> Path:
+    return run / FAILURES if node == 0 else run / NODES / f"{node_stem(node)}.{FAILURES}"
 
 
 def rank_log(run: Path, rank: int, stream: str) -> Path:
