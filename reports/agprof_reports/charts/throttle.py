@@ -110,7 +110,8 @@ def rows(spans: Sequence[ThrottleSpan], names: dict[tuple[int, int], str], run: 
 
 
 def marker(colour: str, hatch: str) -> Spec:
-    pattern = {"shape": hatch, "bgcolor": f"${colour}", "fgcolor": "$hatch", "size": 5, "solidity": 0.25}
+    lines = "$veil" if colour == "throttle-hardware" else "$hatch"  # light lines on ink
+    pattern = {"shape": hatch, "bgcolor": f"${colour}", "fgcolor": lines, "size": 5, "solidity": 0.25}
     return {"color": f"${colour}", "line": {"width": 0}, "pattern": pattern}
 
 
