@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from agprof.config.load import LoadedWorkload
+    from agprof.config.setup_choice import SetupJob
     from agprof.model.outcome import Outcome
     from agprof.model.plan_answers import PlanAnswer
 
@@ -54,6 +55,13 @@ def run(
             metavar="KEY=V1,V2",
         ),
     ] = None,
+    setups: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setup", help="Run on this node setup of the file's `setups:`; several: compare them.", metavar="NAME"
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Run each setup so often, in turns.", metavar="N")] = 1,
     nsys: Annotated[
         bool, typer.Option("--nsys", help="Run each rank under `nsys profile`; the same as --set nsys=true.")
     ] = False,
@@ -76,6 +84,7 @@ def run(
     given = [*(["nsys=true"] if nsys else []), *(sets or []), *([f"name={name}"] if name is not None else [])]
     command = context.meta.get(_COMMAND)
     console = Console(highlight=False)
+    _check_options(setups, sweeps, repeats)
     if sweeps:
         from agprof.cli.run_sweep import dry_sweep, sweep
 
@@ -83,22 +92,44 @@ def run(
             return _load(workload, rest or [], command, [*given, *sets])
 
         if dry_run:
-            return dry_sweep(load, lambda variant: _print_plan(variant, out), sweeps)
+            return dry_sweep(load, lambda variant: print_plan(variant, out), sweeps)
         lines = plain or not console.is_terminal or console.is_dumb_terminal
         return sweep(
             load,
-            lambda variant, folder: _run(variant, folder, console, plain=lines, plan=plan),
+            lambda variant, folder: run_here(variant, folder, console, plain=lines, plan=plan),
             sweeps,
             out,
             console,
         )
     loaded = _load(workload, rest or [], command, given)
     for note in loaded.notes:
-        _say(f"note: {note}")
-    if dry_run:
-        return _print_plan(loaded, out)
+        say(f"note: {note}")
     lines = plain or not console.is_terminal or console.is_dumb_terminal
-    return _run(loaded, out, console, plain=lines, plan=plan)
+    if setups:
+        from agprof.cli.run_nodes import dry_setups, run_on
+        from agprof.cli.run_setups import run_setups
+        from agprof.config.setup_choice import choose_setups
+
+        jobs = choose_setups(loaded.workload, setups)
+        if dry_run:
+            return dry_setups(loaded, jobs, out, say=say)
+
+        def run_one(job: "SetupJob", folder: Path, mark: Mapping[str, Any]) -> int:
+            return run_on(loaded, job, folder, mark, console, plain=lines, plan=plan)
+
+        return run_setups(jobs, run_one, name=loaded.workload.name, repeats=repeats, out=out, console=console)
+    if dry_run:
+        return print_plan(loaded, out)
+    return run_here(loaded, out, console, plain=lines, plan=plan)
+
+
+def _check_options(setups: Sequence[str] | None, sweeps: Sequence[str] | None, repeats: int) -> None:
+    from agprof.errors import ConfigError
+
+    if setups and sweeps:
+        raise ConfigError("--setup and --sweep exclude one another; sweep one setup's keys with --set in several runs")
+    if repeats > 1 and not setups:
+        raise ConfigError("--repeats needs --setup NAME: the setups that are to be run in turns")
 
 
 def _load(workload: str | None, rest: list[str], command: list[str] | None, sets: list[str]) -> "LoadedWorkload":
@@ -123,22 +154,31 @@ def _is_script(word: str) -> bool:
     return word.endswith(".py")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _print_plan(loaded: "LoadedWorkload", out: Path) -> int:
+def print_plan(loaded: "LoadedWorkload", out: Path) -> int:
     from agprof.launch.folder import name_run
     from agprof.launch.plan import describe
     from agprof.launch.prepare import prepare
 
     run_dir = out.absolute() / name_run(loaded.workload.name, 0).replace("19700101T000000Z", "TIME")
-    plan = prepare(loaded.workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say, build_ops=False)
+    plan = prepare(loaded.workload, run_dir=run_dir, base_dir=loaded.base_dir, say=say, build_ops=False)
     print("\n".join(describe(plan)))
     return 0
 
 
-def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool, plan: bool = False) -> int:
+def run_here(
+    loaded: "LoadedWorkload",
+    out: Path,
+    console: "Console",
+    *,
+    plain: bool,
+    plan: bool = False,
+    mark: Mapping[str, Any] | None = None,
+) -> int:
+    """Run the job on this node into a new folder in `out`, with its report. `mark` goes into the manifest."""
     from agprof.cli.plan import write as write_plan
     from agprof.cli.progress import Progress
     from agprof.launch import peak
@@ -147,14 +187,14 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
     from agprof.launch.prepare import prepare
 
     workload = loaded.workload
-    planned = _plan(loaded) if plan else None
+    planned = plan_first(loaded) if plan else None
     run_dir = create_run_folder(out, workload.name)
     try:
-        launch = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=_say)
+        launch = prepare(workload, run_dir=run_dir, base_dir=loaded.base_dir, say=say)
     except BaseException:
         remove_run_folder(run_dir)  # nothing ran: an empty folder would only look like a lost run
         raise
-    write_manifest(run_dir, workload, launch)
+    write_manifest(run_dir, workload, launch, mark=mark)
     if planned is not None:
         write_plan(planned, run_dir)
     peak.copy_into(run_dir)
@@ -168,18 +208,23 @@ def _run(loaded: "LoadedWorkload", out: Path, console: "Console", *, plain: bool
     )
     with progress:
         outcome = execute(launch, run_dir, on_tick=progress.tick)
+    return conclude(outcome, run_dir, console, plain=plain, traces=workload.traces)
+
+
+def conclude(outcome: "Outcome", run_dir: Path, console: "Console", *, plain: bool, traces: Sequence[str]) -> int:
+    """Say how the job ended, write its report and traces; the exit code."""
     _print_failure(outcome, run_dir)
-    _report(run_dir, console, plain=plain, traces=workload.traces)
+    _report(run_dir, console, plain=plain, traces=traces)
     return outcome.exit_code
 
 
-def _plan(loaded: "LoadedWorkload") -> "PlanAnswer":
+def plan_first(loaded: "LoadedWorkload") -> "PlanAnswer":
     """What `agprof plan` says of the job on this machine. Raises ConfigError and LaunchError before anything ran."""
     from agprof.cli.plan import make
     from agprof.launch import host
 
     planned = make(loaded, device="gpu" if host.has_gpu() else "cpu", variants=False)
-    _say(f"plan: {planned.sentence}")
+    say(f"plan: {planned.sentence}")
     return planned
 
 
@@ -188,22 +233,22 @@ def _print_failure(outcome: "Outcome", run_dir: Path) -> None:
     from agprof.store import layout
 
     for note in outcome.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if outcome.reason == "finished":
         return
     if outcome.reason == "interrupted":
-        _say(f"interrupted by {outcome.signal}; what was measured so far is kept")
+        say(f"interrupted by {outcome.signal}; what was measured so far is kept")
         return
     if outcome.reason == "launch-failed" or not outcome.failures:
-        _say(f"the job ended with exit code {outcome.exit_code}; the end of {run_dir / layout.LAUNCHER_LOG}:")
+        say(f"the job ended with exit code {outcome.exit_code}; the end of {run_dir / layout.LAUNCHER_LOG}:")
         for line in _tail(run_dir / layout.LAUNCHER_LOG):
-            _say(f"  {line}")
+            say(f"  {line}")
         return
     cause = outcome.failures[0]
     how = f"killed by {cause.signal}" if cause.signal else f"ended with exit code {cause.exit_code}"
-    _say(f"rank {cause.rank} {how}; its last lines ({layout.rank_log(run_dir, cause.rank, 'stderr')}):")
+    say(f"rank {cause.rank} {how}; its last lines ({layout.rank_log(run_dir, cause.rank, 'stderr')}):")
     for line in cause.last_lines:
-        _say(f"  {line}")
+        say(f"  {line}")
 
 
 def _tail(path: Path, lines: int = 15) -> list[str]:
@@ -222,7 +267,7 @@ def _report(run_dir: Path, console: "Console", *, plain: bool, traces: Sequence[
     try:
         answers = write_report(run_dir, console, plain=plain)
     except AgprofError as error:
-        _say(f"the report could not be written: {error}\nthe data is kept: agprof report {run_dir}")
+        say(f"the report could not be written: {error}\nthe data is kept: agprof report {run_dir}")
     if traces:
         _export(run_dir, traces)
     if answers is not None:
@@ -238,4 +283,4 @@ def _export(run_dir: Path, traces: Sequence[str]) -> None:
     except Exception as error:  # the job is over and its report written: a fault here must not look like the job's
         failures = [f"{', '.join(traces)} could not be written: {type(error).__name__}: {error}"]
     for failure in failures:
-        _say(f"{failure}\nthe data is kept: agprof export {run_dir} --format {','.join(traces)}")
+        say(f"{failure}\nthe data is kept: agprof export {run_dir} --format {','.join(traces)}")

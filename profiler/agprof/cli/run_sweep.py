@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,20 +38,20 @@ def sweep(load: Load, run_one: RunOne, sweeps: Sequence[str], out: Path, console
     keys, points = variants(sweeps)
     name = load(points[0].sets).workload.name
     loaded = [load([*point.sets, f"name={_name(name, point, number)}"]) for number, point in enumerate(points, start=1)]
-    folder = _make_folder(out, f"{name}-sweep")
+    folder = make_folder(out, f"{name}-sweep")
     runs: list[SweepRun] = []
     stopped = False
     try:
         for number, (point, workload) in enumerate(zip(points, loaded, strict=True), start=1):
             if stopped:
-                runs.append(_not_started(point))
+                runs.append(not_started(point.values))
                 continue
             settings = ", ".join(point.sets)
             print(f"sweep {number}/{len(points)}: {settings}", file=sys.stderr, flush=True)
-            runs.append(_run_variant(point, workload, folder, run_one))
-            stopped = _was_interrupted(runs[-1])
+            runs.append(run_into(folder, point.values, partial(run_one, workload, folder)))
+            stopped = was_interrupted(runs[-1])
     finally:
-        runs += [_not_started(point) for point in points[len(runs) :]]
+        runs += [not_started(point.values) for point in points[len(runs) :]]
         table = tabulate(keys, runs)
         _write(table, folder)
         print_table(table, console)
@@ -74,7 +75,8 @@ def _name(base: str, point: "Variant", number: int) -> str:
     return name if len(name) <= _MAX_NAME else f"{base[: _MAX_NAME - 4]}-{number}"
 
 
-def _make_folder(out: Path, name: str) -> Path:
+def make_folder(out: Path, name: str) -> Path:
+    """A new folder NAME-TIME for several runs. Raises LaunchError."""
     from agprof.errors import LaunchError
     from agprof.launch.folder import name_run
 
@@ -90,17 +92,18 @@ def _make_folder(out: Path, name: str) -> Path:
             return folder
     except OSError as error:
         raise LaunchError(f"{out} can't be written: {error.strerror}; give another with --out DIR") from error
-    raise LaunchError(f"{out} already holds {_MAX_SAME_SECOND} sweeps named {base}; give another --name")
+    raise LaunchError(f"{out} already holds {_MAX_SAME_SECOND} folders named {base}; give another --name")
 
 
-def _run_variant(point: "Variant", loaded: "LoadedWorkload", folder: Path, run_one: RunOne) -> "SweepRun":
+def run_into(folder: Path, values: tuple[str, ...], start: Callable[[], int]) -> "SweepRun":
+    """Start a run that makes its folder in `folder`; one that can't be started is a row of its own."""
     from agprof.errors import AgprofError
     from agprof.model.sweep import SweepRun
 
     before = set(folder.iterdir())
     problem = ""
     try:
-        code = run_one(loaded, folder)
+        code = start()
     except AgprofError as error:
         code, problem = error.exit_code, str(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -108,7 +111,7 @@ def _run_variant(point: "Variant", loaded: "LoadedWorkload", folder: Path, run_o
     answers = _answers(new[0]) if new else None
     if answers is None and not problem:
         problem = "its report could not be written" if new else "it left no run folder"
-    return SweepRun(values=point.values, exit_code=code, answers=answers, problem=problem)
+    return SweepRun(values=values, exit_code=code, answers=answers, problem=problem)
 
 
 def _answers(run: Path) -> "RunAnswers | None":
@@ -123,13 +126,13 @@ def _answers(run: Path) -> "RunAnswers | None":
         return None
 
 
-def _not_started(point: "Variant") -> "SweepRun":
+def not_started(values: tuple[str, ...]) -> "SweepRun":
     from agprof.model.sweep import SweepRun
 
-    return SweepRun(values=point.values, exit_code=None, answers=None)
+    return SweepRun(values=values, exit_code=None, answers=None)
 
 
-def _was_interrupted(run: "SweepRun") -> bool:
+def was_interrupted(run: "SweepRun") -> bool:
     return run.answers is not None and run.answers.identity.status == "interrupted"
 
 

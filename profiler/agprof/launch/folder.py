@@ -80,15 +80,19 @@ def write_manifest(
     plan: LaunchPlan,
     *,
     nodes: Sequence[NodePlan] = (),
+    mark: Mapping[str, Any] | None = None,
     realtime_ns: int | None = None,
 ) -> None:
     """Write `run.json` and `workload.yaml`. `nodes`: those of a launch on several; `plan` is then node 0's.
+
+    `mark` is added as it is: of which setup the run is, and which repeat in which series.
 
     Raises LaunchError when they can't be written.
     """
     manifest = describe_run(
         workload, plan, nodes=nodes, realtime_ns=time.time_ns() if realtime_ns is None else realtime_ns
     )
+    manifest.update(mark or {})
     text = yaml.safe_dump(manifest["workload"], sort_keys=False, allow_unicode=True, width=120)
     try:
         write_json(run_dir / layout.MANIFEST, manifest)

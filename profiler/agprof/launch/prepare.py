@@ -38,7 +38,7 @@ def prepare(
     program = None
     if workload.command is not None:
         program = find_program(workload.command[0], {**os.environ, **workload.launch.env}, how="agprof run --")
-    nsys = _find_nsys(workload)
+    nsys = nsys_here(workload)
     plan = plan_launch(
         workload,
         run_dir=run_dir,
@@ -73,7 +73,7 @@ def prepare(
     return plan.without_ds_ops() if ready.no_ds_ops else plan
 
 
-def _find_nsys(workload: Workload) -> NsysHere | None:
+def nsys_here(workload: Workload) -> NsysHere | None:
     """The nsys that the workload asks for; None when it asks for none, or there is none."""
     if workload.nsys is None:
         return None
