@@ -13,8 +13,8 @@ from agprof.errors import AgprofError
 from agprof.model.version import __version__
 
 COMMANDS = [
-    "run", "monitor", "plan", "report", "show", "diff", "export", "import", "peak", "top", "doctor", "workloads",
-    "init", "schema",
+    "run", "monitor", "plan", "report", "show", "compare", "baseline", "diff", "export", "import", "peak", "top",
+    "doctor", "workloads", "init", "schema",
 ]  # fmt: skip
 """One module each in this package, with a function of the same name whose docstring is the command's help. A name that
 Python keeps for itself has an underscore behind it there (PYTHON_NAMES).

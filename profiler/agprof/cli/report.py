@@ -75,17 +75,24 @@ def convert_captured(run: Path, console: "Console", *, plain: bool) -> None:
 
 def analyse_folder(run: Path, compat: Literal["hta"] | None = None) -> "RunAnswers":
     """The answers of a run folder. Raises StoreError, and ConfigError when its own pattern for kernels is none."""
+    from agprof.store.reader import read_run
+
+    return analyse_run(read_run(run), compat)
+
+
+def analyse_run(folder: "Run", compat: Literal["hta"] | None = None) -> "RunAnswers":
+    """The answers of a run folder that was read. Raises ConfigError when its own pattern for kernels is none."""
     import re
 
     from agprof.analysis.run import analyse
     from agprof.errors import ConfigError
-    from agprof.store.reader import read_run
 
-    folder = read_run(run)
     try:
         return analyse(folder, compat=compat, trace=_trace_answer(folder))
     except re.error as error:
-        raise ConfigError(f"{run}: a pattern of kernels.communication is no regular expression: {error}") from error
+        raise ConfigError(
+            f"{folder.path}: a pattern of kernels.communication is no regular expression: {error}"
+        ) from error
 
 
 def _trace_answer(folder: "Run") -> "TraceAnswer | None":

@@ -5,7 +5,8 @@ python -m agprof.exporters.report_json_docs > docs/report-json.md
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 from agprof.model import (
     answers,
@@ -50,13 +51,18 @@ print(answers.verdict.headline)
 
 def document() -> str:
     """The page as Markdown: the root first, then every type in the order in which it is met."""
-    module = ast.parse("\n".join(inspect.getsource(each) for each in _MODULES))
+    return document_of(_MODULES, "RunAnswers", _HEAD)
+
+
+def document_of(modules: Sequence[ModuleType], root: str, head: str) -> str:
+    """A page on the dataclasses of some modules that are reached from one of them."""
+    module = ast.parse("\n".join(inspect.getsource(each) for each in modules))
     classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
     names = {**dict.fromkeys(classes), **_aliases(module)}
-    ordered = list(_reachable("RunAnswers", classes))
+    ordered = list(_reachable(root, classes))
     aliases = [f"- `{name}`: {words}" for name, words in names.items() if words]
     sections = [_section(classes[name], set(classes)) for name in ordered]
-    return "\n".join([_HEAD, "Words used as types:\n", *aliases, "", *sections]).rstrip() + "\n"
+    return "\n".join([head, "Words used as types:\n", *aliases, "", *sections]).rstrip() + "\n"
 
 
 def _aliases(module: ast.Module) -> dict[str, str]:
