@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from agprof.model.format import percent
-from agprof.model.system_answers import GpuMapping, GpuMemory, GpuRow, SystemAnswer
+from agprof.model.system_answers import COMPUTES_ON_CPU, GpuMapping, GpuMemory, GpuRow, SystemAnswer
 from agprof_reports import gpu_table, system_tables
 from agprof_reports.charts.gpu_memory import fullest, gpu_memory_bars
 from agprof_reports.charts.gpus import gpu_charts
@@ -65,9 +65,11 @@ def section(
 def _gpus(found: SystemAnswer, over: str) -> Part | None:
     if not found.gpus and not found.mapping:
         return None
-    unknown = [row for row in found.mapping if row.gpu is None]
+    unknown = [row for row in found.mapping if row.gpu is None and row.reason != COMPUTES_ON_CPU]
     lines: Lines = ()
-    if unknown:
+    if found.mapping and all(row.reason == COMPUTES_ON_CPU for row in found.mapping):
+        lines = (("", "The ranks compute on the CPU: no GPU is theirs."),)
+    elif unknown:
         ranks = ", ".join(str(row.rank) for row in unknown[:16])
         words = f"rank {ranks} uses" if len(unknown) == 1 else f"ranks {ranks} use"
         lines = (("watch", f"Which GPU {words} is not known, and not guessed."),)
@@ -76,7 +78,7 @@ def _gpus(found: SystemAnswer, over: str) -> Part | None:
         tables.append(gpu_table.gpus(found.gpus, over))
     if len(found.mapping) > 1:
         tables.append(system_tables.mapping(found.mapping))
-    elif found.mapping:
+    elif found.mapping and not lines:
         lines = (_only_rank(found.mapping[0]),)
     return Part(key="system-gpus", title="GPUs", sentence=gpus_sentence(found.gpus), lines=lines, tables=tuple(tables))
 

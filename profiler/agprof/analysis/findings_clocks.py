@@ -7,7 +7,7 @@ from statistics import median
 import polars as pl
 
 from agprof.analysis.evidence import Evidence, saving
-from agprof.analysis.system_figures import name_gpu, used_gpus
+from agprof.analysis.system_figures import gpus_of_run, name_gpu
 from agprof.analysis.system_samples import inside, steady_window, timed
 from agprof.analysis.system_throttles import KINDS, POWER_BITS, THERMAL_BITS, in_words
 from agprof.model.answers import Finding
@@ -112,7 +112,7 @@ def _held(evidence: Evidence, kind: str) -> list[Held]:
     """Of each GPU in use: how long it is held down and at which clock; nothing is looked at where that is never."""
     if not _ever(evidence, kind):
         return []
-    rows = {(gpu.node, gpu.gpu): gpu for gpu in used_gpus(evidence.system.gpus)}
+    rows = {(gpu.node, gpu.gpu): gpu for gpu in gpus_of_run(evidence.system)}
     clocks = _clock_rows(evidence, kind)
     found = []
     for (node, gpu), row in rows.items():
@@ -137,7 +137,7 @@ def _held(evidence: Evidence, kind: str) -> list[Held]:
 
 
 def _ever(evidence: Evidence, kind: str) -> bool:
-    used = used_gpus(evidence.system.gpus)
+    used = gpus_of_run(evidence.system)
     if kind == "hardware":
         return any(span.kind == kind for span in evidence.system.throttles)
     return any(gpu.throttled_power.value if kind == "power" else gpu.throttled_thermal.value for gpu in used)
@@ -165,7 +165,7 @@ def _clock_rows(evidence: Evidence, kind: str) -> dict[tuple[int, int], dict[str
 
 
 def _many(found: Sequence[Held], evidence: Evidence) -> str:
-    among = used_gpus(evidence.system.gpus)
+    among = gpus_of_run(evidence.system)
     if len(found) == 1:
         return name_gpu(found[0].row, among)
     return f"all {len(among)} GPUs" if len(found) == len(among) else f"{len(found)} of {len(among)} GPUs"
@@ -177,7 +177,7 @@ def _shares(found: Sequence[Held]) -> str:
 
 
 def _clocks(evidence: Evidence, held: Held, told: str) -> str:
-    name = name_gpu(held.row, used_gpus(evidence.system.gpus))
+    name = name_gpu(held.row, gpus_of_run(evidence.system))
     words = [f"{name} is held down {percent(held.share)} of the time"]
     if told:
         words.append(told)
@@ -236,7 +236,7 @@ def slow_clock(evidence: Evidence) -> Finding | None:
     """
     busy = [
         gpu
-        for gpu in used_gpus(evidence.system.gpus)
+        for gpu in gpus_of_run(evidence.system)
         if gpu.sm_clock.value and (gpu.utilization.value is None or gpu.utilization.value >= _BUSY)
     ]
     if len(busy) < 2:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import polars as pl
 
 from agprof.analysis.evidence import Evidence
-from agprof.analysis.system_figures import name_gpu, used_gpus
+from agprof.analysis.system_figures import gpus_of_run, name_gpu
 from agprof.model.answers import Finding
 from agprof.model.format import format_value, percent
 from agprof.model.system_answers import GpuRow
@@ -19,7 +19,7 @@ _NAMED = 4
 
 def gpu_memory_full(evidence: Evidence) -> Finding | None:
     """A GPU's memory is nearly full at its fullest."""
-    among = used_gpus(evidence.system.gpus)
+    among = gpus_of_run(evidence.system)
     full = [
         (gpu.memory_peak.value / gpu.memory_total.value, gpu)
         for gpu in among
@@ -61,7 +61,7 @@ def _live_bytes(evidence: Evidence, gpu: GpuRow) -> float | None:
 
 def other_tenants(evidence: Evidence) -> Finding | None:
     """Processes that are not the run's hold memory on its GPUs."""
-    used = {(gpu.node, gpu.gpu) for gpu in used_gpus(evidence.system.gpus)}
+    used = {(gpu.node, gpu.gpu) for gpu in gpus_of_run(evidence.system)}
     found = [
         tenant
         for tenant in evidence.system.tenants

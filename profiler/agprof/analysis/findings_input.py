@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from agprof.analysis.evidence import Evidence
-from agprof.analysis.system_figures import used_gpus
+from agprof.analysis.system_figures import gpus_of_run
 from agprof.analysis.system_samples import inside, steady_window, timed
 from agprof.model.format import format_value, percent
 
@@ -44,7 +44,7 @@ def look(evidence: Evidence) -> Loading:
     host = inside(timed(view, "host_samples"), window)
     loaders = _int(workers["loaders"].max())
     cores = workers.filter(pl.col("loaders") > 0).select((pl.col("loader_cpu_cores") / pl.col("loaders")).mean()).item()
-    busy = [gpu.utilization.value for gpu in used_gpus(evidence.system.gpus) if gpu.utilization.value is not None]
+    busy = [gpu.utilization.value for gpu in gpus_of_run(evidence.system) if gpu.utilization.value is not None]
     waits = [_float(host[name].mean()) for name in ("iowait_ratio", "io_pressure_ratio")]
     return Loading(
         loaders=loaders,

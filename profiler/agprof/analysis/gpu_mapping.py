@@ -13,7 +13,7 @@ import polars as pl
 
 from agprof.analysis.gpu_visible import NodeGpu, UnclearError, bare_uuid, pci_address, visible
 from agprof.analysis.view import View
-from agprof.model.system_answers import GpuMapping, MappedBy
+from agprof.model.system_answers import COMPUTES_ON_CPU, GpuMapping, MappedBy
 
 _KEYS = (
     "device.type", "device.index", "device.indices", "device.uuid", "device.pci_bus_id", "device.count",
@@ -109,7 +109,7 @@ def _find(
     if not types:
         raise UnclearError("the rank told nothing of its device: it made no forward pass that was seen")
     if types == ["cpu"]:
-        raise UnclearError("the rank computes on the CPU")
+        raise UnclearError(COMPUTES_ON_CPU)
     if not gpus:
         raise UnclearError(f"NVML listed no GPU on node {node}")
     if renumbered is not None:

@@ -9,7 +9,7 @@ from agprof.analysis.statistics import median_rank, nothing
 from agprof.analysis.system_samples import Samples, Window, inside
 from agprof.model.figure import Figure, Kpi
 from agprof.model.format import format_value, percent
-from agprof.model.system_answers import GpuRow
+from agprof.model.system_answers import COMPUTES_ON_CPU, GpuRow, SystemAnswer
 
 MUCH_APART = 0.1
 """Shares of GPUs that differ by more are told apart."""
@@ -22,6 +22,13 @@ Of = Callable[[GpuRow], Figure]
 def used_gpus(gpus: Sequence[GpuRow]) -> tuple[GpuRow, ...]:
     """Those that ranks use; all where no rank's is known."""
     return tuple(gpu for gpu in gpus if gpu.ranks) or tuple(gpus)
+
+
+def gpus_of_run(system: SystemAnswer) -> tuple[GpuRow, ...]:
+    """Those that findings may speak of: none where every rank computes on the CPU."""
+    if system.mapping and all(row.reason == COMPUTES_ON_CPU for row in system.mapping):
+        return ()
+    return used_gpus(system.gpus)
 
 
 def system_figures(tables: Samples, window: Window, gpus: Sequence[GpuRow]) -> tuple[Kpi, ...]:

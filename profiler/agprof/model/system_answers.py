@@ -10,6 +10,10 @@ Owner = Literal["rank", "child", "other", "not visible"]
 ThrottleKind = Literal["power", "thermal", "hardware", "application clocks", "sync boost", "other"]
 
 
+COMPUTES_ON_CPU = "the rank computes on the CPU"
+"""Reason of a rank that has no GPU, and needs none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMapping:
     """Which of its node's GPUs a rank uses. Never guessed: where it is not certain, `gpu` is None with the reason."""
