@@ -3,6 +3,7 @@
 from typing import Any
 
 from agprof.sampler.nvml_device import Device, Nature
+from agprof.sampler.nvml_direct import clock, event_reasons, utilization
 from agprof.sampler.nvml_fields import Field, Fields
 from agprof.sampler.nvml_traffic import links_of, throttling
 
@@ -20,6 +21,11 @@ class Samples:
         self._power = Field(POWER_INSTANT)
         self._average = Field(POWER_AVERAGE, period_ns=AVERAGE_PERIOD_NS)
         self._energy = Field(ENERGY)
+        module = device.nvml.module
+        self._use = utilization(device)
+        self._sm_clock = clock(device, "sm_clock", module.NVML_CLOCK_SM)
+        self._memory_clock = clock(device, "memory_clock", module.NVML_CLOCK_MEM)
+        self._reasons = event_reasons(device)
         self._links = links_of(device.nature)
         self._throttled = throttling()
         fields = [self._power, self._average, self._energy, *(link.field for link in self._links)]
@@ -29,24 +35,24 @@ class Samples:
 
     def read(self, now_ns: int) -> tuple[Any, ...]:
         """The columns behind `gpu`. Raises DeviceLostError and LibraryLostError."""
-        device, handle, module = self._device, self._device.handle, self._device.nvml.module
-        use = device.probe(now_ns, "utilization", "nvmlDeviceGetUtilizationRates", handle)
+        device = self._device
+        busy, memory_busy = self._use.read(now_ns) or (None, None)
         self._fields.read(now_ns)
         # A tick's time is that of all GPUs, but the last of eight is read a little later, and not always by as much.
         read_ns = device.nvml.now_ns()
         power_mw, power_kind = self._read_power(now_ns)
         device.say(now_ns, "power_average", [self._average])
         return (
-            None if use is None else use.gpu / 100,
-            None if use is None else use.memory / 100,
+            busy,
+            memory_busy,
             None,
             power_mw,
             power_kind,
             self._read_energy(now_ns),
-            device.probe(now_ns, "sm_clock", "nvmlDeviceGetClockInfo", handle, module.NVML_CLOCK_SM),
-            device.probe(now_ns, "memory_clock", "nvmlDeviceGetClockInfo", handle, module.NVML_CLOCK_MEM),
+            self._sm_clock.read(now_ns),
+            self._memory_clock.read(now_ns),
             None,
-            device.read(now_ns, "clock_event_reasons", self._reasons),
+            self._reasons.read(now_ns),
             self._average.value,
             *[link.rate(read_ns, device, self._fields) for link in self._links],
             *[throttled.change_ns(read_ns, device) for throttled in self._throttled],
@@ -65,10 +71,6 @@ class Samples:
         device = self._device
         value: int | None = device.probe(now_ns, "energy", "nvmlDeviceGetTotalEnergyConsumption", device.handle)
         return value
-
-    def _reasons(self) -> int:
-        new, old = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
-        return int(self._device.nvml.either(new, old, self._device.handle))
 
 
 def kind_of_power_usage(nature: Nature) -> str | None:
