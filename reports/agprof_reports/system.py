@@ -78,7 +78,7 @@ def _gpus(found: SystemAnswer, over: str) -> Part | None:
         tables.append(gpu_table.gpus(found.gpus, over))
     if len(found.mapping) > 1:
         tables.append(system_tables.mapping(found.mapping))
-    elif found.mapping and not lines:
+    elif unknown or (found.mapping and not lines):
         lines = (_only_rank(found.mapping[0]),)
     return Part(key="system-gpus", title="GPUs", sentence=gpus_sentence(found.gpus), lines=lines, tables=tuple(tables))
 
