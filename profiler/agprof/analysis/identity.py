@@ -125,7 +125,7 @@ def _status(view: View) -> tuple[Status, str]:
     reason = str(outcome.get("reason"))
     status = _STATUS.get(reason, "unknown")
     if reason == "node-lost":
-        return status, f"{lost_nodes(view)}, {ran}"
+        return status, f"{lost_nodes(view) or 'a node was lost'}, {ran}"
     cause = cause_of_end(view)
     if cause:
         return status, cause
@@ -175,14 +175,12 @@ def _many(ranks: int) -> str:
     return f"{ranks:,} rank{'' if ranks == 1 else 's'}"
 
 
-def lost_nodes(view: View) -> str:
-    """`node 1 (node1, 10.77.0.2) was lost: nothing was heard for 5 s`, for each one."""
+def lost_nodes(view: View) -> str | None:
+    """`node 1 (node1, 10.77.0.2) was lost: nothing was heard for 5 s`, for each one; None when none was."""
     nodes = (view.run.outcome or {}).get("nodes")
     lost = [node for node in nodes or () if isinstance(node, Mapping) and node.get("lost")]
     words = [f"node {node.get('number')} ({node.get('host')}, {node.get('address')})" for node in lost]
-    return (
-        "; ".join(f"{who} was lost: {node['lost']}" for who, node in zip(words, lost, strict=True)) or "a node was lost"
-    )
+    return "; ".join(f"{who} was lost: {node['lost']}" for who, node in zip(words, lost, strict=True)) or None
 
 
 def cause_of_end(view: View) -> str | None:
