@@ -39,16 +39,25 @@ class _Meter:
 
     label: str
     curve: EnergyCurve | None
-    offset_ns: int
-    """Added to its times it gives the run's."""
+    view: View
+    node: int
     is_gpu: bool = True
 
     def over(self, windows: Iterable[Window]) -> Measured | None:
         """None when nothing was read."""
         if self.curve is None or self.curve.is_empty:
             return None
-        offset = self.offset_ns
-        return total(self.curve.window(start - offset, end - offset) for start, end in windows)
+        return total(self.curve.window(self._local(start), self._local(end)) for start, end in windows)
+
+    def begin_and_end(self) -> Window | None:
+        """Of what was read, since the run's origin."""
+        if self.curve is None:
+            return None
+        begin, end = self.curve.start_ns, self.curve.end_ns
+        return self.view.since_origin(begin, node=self.node), self.view.since_origin(end, node=self.node)
+
+    def _local(self, time_ns: int) -> int:
+        return self.view.local(time_ns, node=self.node)
 
     def method(self, measured: Measured) -> EnergyMethod | None:
         if not self.is_gpu or self.curve is None:
@@ -63,7 +72,7 @@ class _Meter:
 def analyse_energy(view: View, mapping: Sequence[GpuMapping]) -> EnergyAnswer | None:
     """The energy section; None when no GPU was seen and no RAPL could be read. `mapping` is `map_gpus(view)`."""
     gpus, notes = gpu_sources(view, mapping)
-    hosts = {node: _Meter(f"node {node}", curve, view.since_origin(0, node=node), False)
+    hosts = {node: _Meter(f"node {node}", curve, view, node, False)
              for node, curve in sorted(host_sources(view).items())}  # fmt: skip
     if not gpus and not hosts:
         return None
@@ -103,17 +112,13 @@ def analyse_energy(view: View, mapping: Sequence[GpuMapping]) -> EnergyAnswer | 
 
 
 def _gpu_meter(view: View, gpu: GpuSource) -> _Meter:
-    return _Meter(f"GPU {gpu.gpu} of node {gpu.node}", gpu.curve, view.since_origin(0, node=gpu.node))
+    return _Meter(f"GPU {gpu.gpu} of node {gpu.node}", gpu.curve, view, gpu.node)
 
 
 def _run_window(gpus: Iterable[_Meter], hosts: Iterable[_Meter]) -> Window:
     """From the first sample to the last of the GPUs; of the hosts where there is no GPU."""
     for meters in (gpus, hosts):
-        known = [
-            (meter.curve.start_ns + meter.offset_ns, meter.curve.end_ns + meter.offset_ns)
-            for meter in meters
-            if meter.curve is not None
-        ]
+        known = [ends for meter in meters if (ends := meter.begin_and_end()) is not None]
         if known:
             return min(start for start, _ in known), max(end for _, end in known)
     return 0, 0
@@ -240,7 +245,7 @@ def _idle_power(view: View, meter: _Meter) -> Figure:
     curve = meter.curve
     if curve is None or curve.is_empty or not view.steps.height:
         return nothing("W", "nothing was read before a first step", method=method)
-    begin = curve.start_ns + meter.offset_ns
+    begin = meter.view.since_origin(curve.start_ns, node=meter.node)
     seconds = min(_MOST_IDLE_SECONDS, max(0, -begin // _SECOND_NS))
     means = [meter.over([(-(k + 1) * _SECOND_NS, -k * _SECOND_NS)]) for k in range(seconds)]
     known = [mean for mean in means if mean is not None and not mean.left_out_ns]

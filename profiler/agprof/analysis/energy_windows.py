@@ -52,13 +52,11 @@ def stretches(view: View) -> list[Stretch]:
 
 
 def _borders(view: View) -> dict[int, Window]:
-    shift = pl.col("rank").replace_strict(
-        {rank: view.since_origin(0, rank=rank) for rank in view.ranks}, default=-view.origin_ns, return_dtype=pl.Int64
-    )
+    times = {name: view.column_since_origin(name) for name in ("start_ns", "end_ns")}
     rows = (
-        view.steps.with_columns(shift=shift)
+        view.steps.with_columns(**times)
         .group_by("step")
-        .agg(start=(pl.col("start_ns") + pl.col("shift")).min(), end=(pl.col("end_ns") + pl.col("shift")).max())
+        .agg(start=pl.col("start_ns").min(), end=pl.col("end_ns").max())
     )
     return {step: (start, end) for step, start, end in rows.iter_rows()}
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import polars as pl
 
-from agprof.analysis.identity import imported_from, is_command, world_size
+from agprof.analysis.clock_quality import clock_notes, clock_problems
+from agprof.analysis.identity import imported_from, is_command, lost_nodes, world_size
 from agprof.analysis.nsys import nsys_notes
 from agprof.analysis.ranks import failures_of, how_it_ended, last_seen, name_ranks, rank_streams, where_it_ended
 from agprof.analysis.sampler_quality import sampler_cpu, sampler_notes, sampler_problems
@@ -20,10 +21,12 @@ def judge_quality(view: View, communication: CommunicationAnswer) -> Quality:
     present = len(rank_streams(view))
     problems = [
         *_missing(view, expected),
+        *_nodes(view),
         *_ends(view),
         *view.run.problems,
         *_streams(view),
         *_rows(view),
+        *clock_problems(view),
         *_faults(view),
         *([communication.ledger_sentence] if communication.unseen else []),
         *_sampler(view),
@@ -36,6 +39,17 @@ def judge_quality(view: View, communication: CommunicationAnswer) -> Quality:
         cost=_cost(view),
         notes=tuple(_notes(view)),
     )
+
+
+def _nodes(view: View) -> Iterator[str]:
+    """Nodes of a job on several that were lost, or whose files did not all come."""
+    lost = lost_nodes(view)
+    if lost is not None:
+        yield f"{lost[:1].upper()}{lost[1:]}."
+    for node in (view.run.outcome or {}).get("nodes") or ():
+        if isinstance(node, Mapping) and node.get("files") in ("missing", "partly"):
+            which = "Not all" if node["files"] == "partly" else "None"
+            yield f"{which} of the files of node {node.get('number')} ({node.get('host')}) came into the run folder."
 
 
 def _sentence(expected: int | None, present: int, problems: int) -> str:
@@ -194,11 +208,7 @@ def _notes(view: View) -> Iterator[str]:
             "Phases are the host's time: work given to the GPU runs on after its phase has ended on the host, "
             "so that its time shows where the host next waits for it."
         )
-    if len(set(view.node_of.values())) > 1:
-        yield (
-            "The nodes' clocks are put on one axis by their wall clocks, which is as good as their NTP: "
-            "durations are exact, times between nodes may be off by milliseconds."
-        )
+    yield from clock_notes(view)
     yield from sampler_notes(view)
     if view.profiled:
         steps = ", ".join(map(str, view.profiled[:8]))

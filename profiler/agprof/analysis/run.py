@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from agprof.analysis.clocks import answer as clock_answer
 from agprof.analysis.comm import analyse_communication, matched_calls
 from agprof.analysis.compute import analyse_compute
 from agprof.analysis.conclusions import conclude
@@ -64,6 +65,7 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
         rlhf=analyse_rlhf(view, calls),
         trace=in_words_of(compat, trace, run.traces) if trace is not None else None,
         energy=energy,
+        clocks=clock_answer(view.clocks, view.origin_ns),
     )
     return command_answers(view, answers) if is_command(view) else answers
 

@@ -48,10 +48,7 @@ def timed(view: View, table: str) -> pl.DataFrame:
 
     A number that is none (NaN, infinite), which no sampler writes, is a missing value.
     """
-    shifts = {node: shift for node, shift in view.shifts.items() if shift}
-    at = pl.col("time_ns") - view.origin_ns
-    if shifts:
-        at = at + pl.col("node").replace_strict(shifts, default=0, return_dtype=pl.Int64)
+    at = view.column_since_origin("time_ns", "node")
     floats = polars.selectors.float()
     return view.tables[table].with_columns(pl.when(floats.is_finite()).then(floats), at_ns=at)
 

@@ -79,13 +79,8 @@ def _median_steps(view: View) -> tuple[int, int] | None:
 def _bars(view: View, steps: tuple[int, int], ranks: list[int]) -> pl.DataFrame:
     """Bars that touch the window, cut to it; times since the window began, on the common axis."""
     chosen = view.steps.filter(pl.col("step").is_between(*steps) & pl.col("rank").is_in(ranks))
-    shift = {rank: view.shifts.get(view.node_of.get(rank, 0), 0) for rank in ranks}
-    windows = (
-        chosen.group_by("rank")
-        .agg(begin=pl.col("start_ns").min(), end=pl.col("end_ns").max())
-        .with_columns(shift=pl.col("rank").replace_strict(shift, return_dtype=pl.Int64, default=0))
-    )
-    begin = int((windows["begin"] + windows["shift"]).min() or 0)  # type: ignore[arg-type]
+    windows = chosen.group_by("rank").agg(begin=pl.col("start_ns").min(), end=pl.col("end_ns").max())
+    begin = int(windows.select(view.column_since_origin("begin").min()).item() or 0)
     return (
         pl.concat([_spans(view), _calls(view), _waits(view)])
         .join(windows, on="rank", how="inner")
@@ -95,8 +90,8 @@ def _bars(view: View, steps: tuple[int, int], ranks: list[int]) -> pl.DataFrame:
             & (pl.col("end_ns") > pl.col("begin"))
         )
         .with_columns(
-            start_ns=pl.max_horizontal("start_ns", "begin") + pl.col("shift") - begin,
-            end_ns=pl.min_horizontal("end_ns", "end") + pl.col("shift") - begin,
+            start_ns=view.column_since_origin(pl.max_horizontal("start_ns", "begin")) - begin,
+            end_ns=view.column_since_origin(pl.min_horizontal("end_ns", "end")) - begin,
         )
         .select(_COLUMNS)
     )

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
+from agprof.analysis.clock_axis import ClockAxis, common_column
+from agprof.analysis.clock_words import APART
+from agprof.analysis.clocks import FittedClocks, fit_clocks
 from agprof.analysis.parts import step_parts
 from agprof.analysis.warmup import declared_warmup, detect_warmup
 from agprof.model.tables import PHASES, TABLES, Table
-from agprof.store.reader import Run, Stream
+from agprof.store.reader import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,8 @@ class View:
     ranks: tuple[int, ...]
     """Ranks that left anything."""
     facts: Mapping[int, Mapping[str, Any]]
-    shifts: Mapping[int, int]
-    """ns to add to a node's monotonic times to put them on one axis; all 0 with one node."""
+    clocks: FittedClocks
+    """How each node's monotonic times are put on one axis; with one node they are left as they are."""
     node_of: Mapping[int, int]
     origin_ns: int
     """When the run's first step began, on the common axis."""
@@ -58,11 +61,37 @@ class View:
         """The value of a fact on the lowest rank that knows it."""
         return next((facts[key] for _, facts in sorted(self.facts.items()) if key in facts), default)
 
-    def since_origin(self, time_ns: int, *, rank: int | None = None, node: int | None = None) -> int:
-        """A monotonic time of a rank or node, in ns since the run's first step began."""
+    @property
+    def one_axis(self) -> bool:
+        """Whether times of different nodes may be compared; `apart` says why not."""
+        return self.clocks.state != "refused"
+
+    @property
+    def apart(self) -> str | None:
+        """Why a figure that compares times of different nodes is None; None where it may be had."""
+        return None if self.one_axis else f"the nodes' clocks can't be brought onto one axis. {APART}"
+
+    def axis(self, *, rank: int | None = None, node: int | None = None) -> ClockAxis:
+        """The axis of a node or of a rank's node."""
         if rank is not None:
             node = self.node_of.get(rank, 0)
-        return time_ns + self.shifts.get(node or 0, 0) - self.origin_ns
+        return self.clocks.axes.get(node or 0, ClockAxis())
+
+    def since_origin(self, time_ns: int, *, rank: int | None = None, node: int | None = None) -> int:
+        """A monotonic time of a rank or node, in ns since the run's first step began."""
+        return self.axis(rank=rank, node=node).common(time_ns) - self.origin_ns
+
+    def local(self, since_origin_ns: int, *, rank: int | None = None, node: int | None = None) -> int:
+        """The monotonic time of a rank or node at so many ns since the run's first step began."""
+        return self.axis(rank=rank, node=node).local(since_origin_ns + self.origin_ns)
+
+    def column_since_origin(self, column: str | pl.Expr, scope: Literal["rank", "node"] = "rank") -> pl.Expr:
+        """`since_origin` of a column of a table with `rank` or `node`; missing times stay missing."""
+        axes = self.clocks.axes
+        if scope == "rank":
+            axes = {rank: axes[node] for rank, node in self.node_of.items() if node in axes}
+        local = pl.col(column) if isinstance(column, str) else column
+        return common_column(axes, pl.col(scope), local) - self.origin_ns
 
 
 def prepare(run: Run) -> View:
@@ -74,7 +103,7 @@ def prepare(run: Run) -> View:
             dropped[table.name] = lost
     streams = sorted((s for s in run.streams), key=lambda s: (s.scope, s.number, s.attempt))
     node_of = {s.number: _int(s.header.get("node"), 0) for s in streams if s.scope == "rank"}
-    shifts = _shifts(streams)
+    clocks = fit_clocks(streams, tables, node_of)
     steps = _steps(tables["steps"])
     slowest, warmup, rule = _kinds(steps, run.manifest)
     steps = steps.join(slowest.select("step", "kind"), on="step", how="left", maintain_order="left")
@@ -87,9 +116,9 @@ def prepare(run: Run) -> View:
         slowest=slowest,
         ranks=tuple(ranks),
         facts=_facts(tables["facts"]),
-        shifts=shifts,
+        clocks=clocks,
         node_of=node_of,
-        origin_ns=_origin(steps, tables, node_of, shifts),
+        origin_ns=_origin(steps, tables, node_of, clocks.axes),
         warmup_steps=warmup,
         warmup_rule=rule,
         profiled=tuple(sorted(slowest.filter(pl.col("kind") == "profiled")["step"].to_list())),
@@ -167,33 +196,22 @@ def _facts(frame: pl.DataFrame) -> dict[int, dict[str, Any]]:
     return facts
 
 
-def _shifts(streams: list[Stream]) -> dict[int, int]:
-    """Shift of each node's monotonic clock onto that of the lowest node, by their wall clocks; 0 with one node."""
-    offsets: dict[int, int] = {}
-    for stream in streams:
-        clock = stream.header.get("clock")
-        node = _int(stream.header.get("node"), 0)
-        if node in offsets or not isinstance(clock, Mapping):
-            continue
-        real, monotonic = clock.get("realtime_ns"), clock.get("monotonic_ns")
-        if isinstance(real, int) and isinstance(monotonic, int):
-            offsets[node] = real - monotonic
-    if not offsets:
-        return {}
-    reference = offsets[min(offsets)]
-    return {node: offset - reference for node, offset in sorted(offsets.items())}
-
-
 def _origin(
-    steps: pl.DataFrame, tables: Mapping[str, pl.DataFrame], node_of: Mapping[int, int], shifts: Mapping[int, int]
+    steps: pl.DataFrame,
+    tables: Mapping[str, pl.DataFrame],
+    node_of: Mapping[int, int],
+    axes: Mapping[int, ClockAxis],
 ) -> int:
+    def common(time_ns: int, node: int) -> int:
+        return axes.get(node, ClockAxis()).common(time_ns)
+
     firsts = steps.group_by("rank").agg(pl.col("start_ns").min()).iter_rows()
-    starts = [start + shifts.get(node_of.get(rank, 0), 0) for rank, start in firsts]
+    starts = [common(start, node_of.get(rank, 0)) for rank, start in firsts]
     if not starts:
         for name, scope in (("memory", "rank"), ("host_samples", "node"), ("process_samples", "node")):
             for number, time_ns in tables[name].group_by(scope).agg(pl.col("time_ns").min()).iter_rows():
                 node = node_of.get(number, 0) if scope == "rank" else number
-                starts.append(time_ns + shifts.get(node, 0))
+                starts.append(common(time_ns, node))
     return min(starts, default=0)
 
 
