@@ -35,6 +35,7 @@ PACKAGES: dict[str, tuple[Callable[[], bool], str]] = {
     "chromium": (_browser, "the report in a browser"),
     "numactl": (_program("numactl"), "binding ranks to cores"),
     "g++": (_program("g++"), "compiling DeepSpeed's ops"),
+    "pdsh": (_program("pdsh"), "DeepSpeed's own launcher over ssh"),
     "nsight-systems": (_nsys, "what Nsight Systems makes of our files; scripts/nsight unpacks it"),
 }
 

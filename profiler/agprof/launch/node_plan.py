@@ -94,6 +94,13 @@ class NodePlan:
             sampler_argv=None if self.sampler_argv is None else tuple(map(moved, self.sampler_argv)),
         )
 
+    def with_variable(self, name: str, value: str) -> "NodePlan":
+        """The same with one more variable for the ranks, whichever way they are started."""
+        files = self.files
+        if files is not None and DS_ENV_FILE in files:
+            files = {**files, DS_ENV_FILE: files[DS_ENV_FILE] + deepspeed_environment({name: value})}
+        return replace(self, env={**self.env, name: value}, files=files)
+
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The whole environment of the launcher on a node whose own is `environ`."""
         kept = {name: value for name, value in environ.items() if name not in self.env}
@@ -145,18 +152,22 @@ def plan_nodes(
     extensions_dir: Path | None = None,
     nsys: NsysHere | None = None,
     clock_port: int | None = None,
+    ssh: Sequence[str] = ("ssh",),
 ) -> tuple[NodePlan, ...]:
     """Plan a launch on several nodes, node 0 first, which is where the ranks meet.
 
     `workload` is the job with what the setup says of launcher and environment already in it; how many ranks a node
     has is the nodes' word. `environ` is that of agprof, `cores` those that the ranks of one node may use. Nodes are
     taken to be alike: same paths, same Python. `clock_port`: node 0's sampler answers there to the others, which ask
-    for its clock. Raises ValueError for a job that is a command, or that has no nodes.
+    for its clock. `ssh`: the command that reaches a node, for DeepSpeed's own way. Raises ValueError for a job that is
+    a command, that has no nodes, or that goes DeepSpeed's own way with another launcher.
     """
     if workload.command is not None:
         raise ValueError("a command starts its ranks itself, on its own node; a setup of nodes needs script or module")
     if not nodes:
         raise ValueError("a setup has at least one node")
+    if through == "deepspeed" and workload.launch.launcher != "deepspeed":
+        raise ValueError("`through: deepspeed` is the way of `launcher: deepspeed`; torchrun is started by agents")
     world_size = sum(node.ranks for node in nodes)
     plans: list[NodePlan] = []
     first = 0
@@ -177,7 +188,7 @@ def plan_nodes(
                 interface=node.interface,
                 launcher=launch.launcher,
                 argv=launcher_argv(workload, base_dir, python, options) if options is not None else (),
-                env=_environment(single, node, number, environ, run_dir, through),
+                env=_environment(single, node, number, environ, run_dir, through, ssh),
                 cwd=single.cwd,
                 run_dir=run_dir,
                 ranks=node.ranks,
@@ -190,7 +201,7 @@ def plan_nodes(
                 lost_after_s=lost_after_s,
                 more_time_s=NSYS_GRACE_S if single.nsys is not None else 0.0,
                 starts_ranks=through == "agents",
-                files=_files(single, nodes, number, environ, through),
+                files=_files(single, nodes, number, environ, through, ssh),
                 shortfall=single.shortfall if number == 0 else (),
                 notes=single.notes if number == 0 else (),
             )
@@ -223,7 +234,13 @@ def _options(
 
 
 def _environment(
-    single: LaunchPlan, node: NodeAddress, number: int, environ: Mapping[str, str], run_dir: Path, through: Through
+    single: LaunchPlan,
+    node: NodeAddress,
+    number: int,
+    environ: Mapping[str, str],
+    run_dir: Path,
+    through: Through,
+    ssh: Sequence[str],
 ) -> dict[str, str | None]:
     carried = {name: value for name, value in environ.items() if name.startswith(_CARRIED) and name in single.env}
     changes: dict[str, str | None] = {**carried, **single.env_added, ENV_RUN_DIR: str(run_dir)}
@@ -234,6 +251,9 @@ def _environment(
             changes.setdefault(name, node.interface)
     if through == "deepspeed":
         changes["DS_ENV_FILE"] = str(run_dir / DS_ENV_FILE)
+        # pdsh takes its words apart at blanks, whatever quotes say. A question for a password would hang unseen.
+        options = [environ.get("PDSH_SSH_ARGS_APPEND", ""), *ssh[1:], "-o", "BatchMode=yes"]
+        changes["PDSH_SSH_ARGS_APPEND"] = " ".join(filter(None, options))
     return changes
 
 
@@ -248,13 +268,18 @@ def _sampler(single: LaunchPlan, number: int, master: str, clock_port: int | Non
 
 
 def _files(
-    single: LaunchPlan, nodes: Sequence[NodeAddress], number: int, environ: Mapping[str, str], through: Through
+    single: LaunchPlan,
+    nodes: Sequence[NodeAddress],
+    number: int,
+    environ: Mapping[str, str],
+    through: Through,
+    ssh: Sequence[str],
 ) -> dict[str, str] | None:
     if single.launcher != "deepspeed":
         return None
     files = {HOSTFILE: "".join(f"{node.host} slots={node.ranks}\n" for node in nodes)}
     if through == "deepspeed" and number == 0:
-        changes = _environment(single, nodes[0], 0, environ, Path(single.env[ENV_RUN_DIR]), through)
+        changes = _environment(single, nodes[0], 0, environ, Path(single.env[ENV_RUN_DIR]), through, ssh)
         files[DS_ENV_FILE] = deepspeed_environment(changes)
     return files
 
@@ -268,7 +293,7 @@ def deepspeed_environment(changes: Mapping[str, str | None]) -> str:
     """
     lines = []
     for name, value in sorted(changes.items()):
-        if value is None or name in (ENV_NODE, "DS_ENV_FILE", "PYTHONPATH") or "\n" in value:
+        if value is None or name in (ENV_NODE, "DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND", "PYTHONPATH") or "\n" in value:
             continue
         escaped = "".join(f"\\{sign}" if sign in '"$`\\' else sign for sign in value).replace("%", "%%")
         lines.append(f"{name}={escaped}\n")

@@ -2,19 +2,20 @@
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from agprof.config.setup_choice import SetupJob
-from agprof.errors import ConfigError
+from agprof.errors import ConfigError, LaunchError
 from agprof.launch import host
 from agprof.launch.node_plan import NodeAddress, NodePlan, plan_nodes
 from agprof.launch.plan import ENV_NO_DS_OPS
 from agprof.launch.prepare import nsys_here, prepare
 from agprof.launch.redact import redact_argv, redact_value
-from agprof.launch.setups import cores_of_a_node, link_words
+from agprof.launch.setups import cores_of_a_node, link_words, ssh_words
 
 
 def prepare_nodes(
@@ -33,6 +34,8 @@ def prepare_nodes(
     workload = job.workload
     if workload.command is not None:
         raise ConfigError(f"setup {job.name}: a command starts its ranks itself; give a script or module")
+    if job.setup.through == "deepspeed":
+        _check_deepspeeds_way(job)
     here = prepare(workload, run_dir=run_dir, base_dir=base_dir, say=say, build_ops=build_ops)
     plans = plan_nodes(
         workload,
@@ -47,12 +50,24 @@ def prepare_nodes(
         through=job.setup.through,
         extensions_dir=host.extensions_dir(os.environ),
         nsys=nsys_here(workload),
+        ssh=ssh_words(job.setup),
     )
     first = replace(plans[0], shortfall=here.shortfall)
     plans = (first, *plans[1:])
     if ENV_NO_DS_OPS in here.env_added:
-        plans = tuple(replace(plan, env={**plan.env, ENV_NO_DS_OPS: "1"}) for plan in plans)
+        plans = tuple(plan.with_variable(ENV_NO_DS_OPS, "1") for plan in plans)
     return plans
+
+
+def _check_deepspeeds_way(job: SetupJob) -> None:
+    if job.workload.launch.launcher != "deepspeed":
+        raise ConfigError(f"setup {job.name}: `through: deepspeed` needs `launcher: deepspeed`; leave through out")
+    if job.setup.hostfile is None:
+        raise ConfigError(f"setup {job.name}: `through: deepspeed` needs a hostfile; leave through out")
+    if ssh_words(job.setup)[0].rpartition("/")[2] != "ssh":
+        raise ConfigError(f"setup {job.name}: with `through: deepspeed` pdsh calls ssh itself; `ssh` is `ssh OPTIONS`")
+    if shutil.which("pdsh") is None:
+        raise LaunchError("`through: deepspeed` needs pdsh on PATH; install the package pdsh, or leave through out")
 
 
 def describe_nodes(job: SetupJob, plans: Sequence[NodePlan], ways: Sequence[Sequence[str]]) -> list[str]:
