@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from agprof.errors import StoreError
 from agprof.model.ceilings import MeasuredCeiling, read_ceiling
+from agprof.model.comm_ceiling import CommCeiling, read_comm_ceiling
 from agprof.model.plan_answers import PlanAnswer
 from agprof.model.plan_json import plan_from_dict
 from agprof.model.tables import BY_NAME, SCHEMA_VERSION, TABLES, Scope, Table
@@ -20,6 +21,7 @@ from agprof.store.frames import StreamFollower, unread_bytes
 from agprof.store.traces import RankTrace, read_traces
 
 _MAX_CEILINGS = 1000
+_Ceiling = TypeVar("_Ceiling", MeasuredCeiling, CommCeiling)
 _STREAM_NAME = re.compile(r"(?:rank|node)-(\d+)\.(\d+)" + re.escape(layout.SUFFIX))
 
 
@@ -59,6 +61,8 @@ class Run:
     """What `agprof peak` had measured on the launching machine's devices when the run began."""
     plan: PlanAnswer | None = None
     """plan.json: what `agprof plan` said of the job; None when it was not asked."""
+    comm_ceilings: tuple[CommCeiling, ...] = ()
+    """What `agprof bench-comm` had measured on the launching machine when the run began."""
 
 
 def schema(table: Table) -> dict[str, type[pl.DataType]]:
@@ -95,7 +99,8 @@ def read_run(path: Path) -> Run:
         streams=tuple(streams),
         tables={table.name: _concatenate(table, parts[table.name]) for table in TABLES},
         traces=read_traces(path, problems),
-        ceilings=_read_ceilings(path, problems),
+        ceilings=_read_ceilings(path / layout.PEAK, read_ceiling, problems),
+        comm_ceilings=_read_ceilings(path / layout.COMM, read_comm_ceiling, problems),
         plan=_read_plan(path / layout.PLAN, problems),
         problems=tuple(problems),
     )
@@ -112,19 +117,19 @@ def _read_plan(path: Path, problems: list[str]) -> PlanAnswer | None:
         return None
 
 
-def _read_ceilings(run: Path, problems: list[str]) -> tuple[MeasuredCeiling, ...]:
-    file = _read_json(run / layout.PEAK, problems)
+def _read_ceilings(path: Path, read: Callable[[object], _Ceiling], problems: list[str]) -> tuple[_Ceiling, ...]:
+    file = _read_json(path, problems)
     if file is None:
         return ()
     listed = file.get("ceilings")
     found = []
     for number, value in enumerate(listed[:_MAX_CEILINGS] if isinstance(listed, list) else ()):
         try:
-            found.append(read_ceiling(value))
+            found.append(read(value))
         except ValueError as error:
-            problems.append(f"{layout.PEAK}: ceiling {number} {error}; left out")
+            problems.append(f"{path.name}: ceiling {number} {error}; left out")
     if not isinstance(listed, list):
-        problems.append(f"{layout.PEAK} has no list of ceilings")
+        problems.append(f"{path.name} has no list of ceilings")
     return tuple(found)
 
 
