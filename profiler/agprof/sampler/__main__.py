@@ -18,6 +18,7 @@ from agprof.errors import StoreError
 from agprof.model.tables import SCHEMA_VERSION
 from agprof.model.version import __version__
 from agprof.sampler.account import Account
+from agprof.sampler.clock_pings import ClockClient, ClockServer, parse_address
 from agprof.sampler.cores import Cores
 from agprof.sampler.gpu_thread import GpuThread
 from agprof.sampler.gpu_work import NvmlWork
@@ -53,13 +54,14 @@ def main(argv: list[str] | None = None) -> int:
 
     end.watch(give_up)
     if not sample_until(end, writer, options):
-        # A thread that hangs in a driver's library would be waited for by the library's own functions at exit.
+        # A thread that hangs in a driver's library would be waited for by the library's own functions at exit; one that
+        # hangs in a look-up of a name would write into a closed stream.
         os._exit(0)
     return 0
 
 
 def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Namespace) -> bool:
-    """Sample until the job ends and close the stream. False when the GPU thread hangs."""
+    """Sample until the job ends and close the stream. False when a thread hangs."""
     clock = Clock()
     append, states = _appender(writer, options, clock)
     seed = random.Random(os.getpid() ^ time.time_ns())
@@ -88,17 +90,33 @@ def sample_until(end: EndOfJob, writer: PackedStreamWriter, options: argparse.Na
     account.look()
     writer.flush()
     gpus.start()
+    pings = _pings(options, append, states)
+    if pings is not None:
+        pings.start()
     writer.before_flush(_syncing(writer, clock))
     writer.start()
     while not end.wait(min(host.due_ns, gpus.look_ns)):
         host.run_due()
         gpus.look()
         account.look()
+    if pings is not None:
+        pings.begin_end()
     host.finish()
     ended = gpus.end()
+    if pings is not None:
+        ended = pings.end() and ended
     account.write(clock.monotonic_ns())
     writer.close(end.reason)
     return ended
+
+
+def _pings(options: argparse.Namespace, append: Append, states: States) -> ClockClient | ClockServer | None:
+    """What compares this node's clock with the others'; None on a node that is alone."""
+    if options.clock_serve is not None:
+        return ClockServer(options.clock_serve, options.node, append, states)
+    if options.clock_server is not None:
+        return ClockClient(options.clock_server, options.node, append, states)
+    return None
 
 
 def _syncing(writer: PackedStreamWriter, clock: Clock) -> Callable[[], None]:
@@ -149,7 +167,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root-pid", type=int, help="sample the tree of this process, which is no rank, too")
     parser.add_argument("--prometheus-port", type=int, help="serve the newest values at this port, at /metrics")
     parser.add_argument("--prometheus-host", default="127.0.0.1", help="address that it listens on")
+    clock = parser.add_mutually_exclusive_group()
+    clock.add_argument("--clock-serve", metavar="HOST:PORT", help="tell the other nodes this node's clock there")
+    clock.add_argument("--clock-server", metavar="HOST:PORT", help="where the reference node tells its clock")
     options = parser.parse_args(argv)
+    for name in ("clock_serve", "clock_server"):
+        if getattr(options, name) is not None:
+            try:
+                setattr(options, name, parse_address(getattr(options, name)))
+            except ValueError as error:
+                parser.error(f"--{name.replace('_', '-')} {error}")
     for name in ("fast_period", "period", "slow_period"):
         if not 0.05 <= getattr(options, name) <= 60:
             option = f"--{name.replace('_', '-')}"
