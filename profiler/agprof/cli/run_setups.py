@@ -1,5 +1,6 @@
 """`agprof run --setup`: a workload on its node setups, one run after the other, and the comparison at the end."""
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -44,7 +45,7 @@ def run_setups(
     finally:
         runs += [not_started(_values(job, repeat)) for job, repeat in turns[len(runs) :]]
         print_table(tabulate(("setup", "repeat"), runs), console)
-    _compare(folder, runs, len(jobs), console)
+    _compare(folder, jobs, runs, console)
     return next((run.exit_code for run in runs if run.exit_code), 0)
 
 
@@ -63,8 +64,39 @@ def _progress(job: "SetupJob", repeat: int, repeats: int) -> str:
     return f"setup {job.name}" + (f", repeat {repeat} of {repeats}" if repeats > 1 else "")
 
 
-def _compare(folder: Path, runs: Sequence["SweepRun"], setups: int, console: "Console") -> None:
-    """Write the comparison of what ran and print where it is; without two sides to compare, where the runs are."""
+def _compare(folder: Path, jobs: Sequence["SetupJob"], runs: Sequence["SweepRun"], console: "Console") -> None:
+    """Write the comparison of what ran into `folder` and print it and where it is; else, where the runs are."""
     from rich.text import Text
 
-    console.print(Text(str(folder)), soft_wrap=True)
+    from agprof.errors import AgprofError
+
+    # By setup, in the order given: the first is what the others are compared with.
+    found = {
+        job.name: [folder / run.answers.identity.run_id for run in runs if run.answers and run.values[0] == job.name]
+        for job in jobs
+    }
+    page = folder
+    if sum(bool(paths) for paths in found.values()) > 1:
+        paths = [path for some in found.values() for path in some]
+        try:
+            page = _write_comparison(paths, folder, console)
+        except AgprofError as error:
+            print(f"the comparison could not be written: {error}", file=sys.stderr, flush=True)
+            print(f"the data is kept: agprof compare {shlex.join(map(str, paths))}", file=sys.stderr, flush=True)
+    console.print(Text(str(page)), soft_wrap=True)
+
+
+def _write_comparison(runs: Sequence[Path], folder: Path, console: "Console") -> Path:
+    from rich.text import Text
+
+    from agprof.analysis.compare_summary import summary_lines
+    from agprof.cli.compare import COMPARE_HTML, COMPARE_JSON, compare_folders
+
+    plain = not console.is_terminal or console.is_dumb_terminal
+    if plain:
+        print(f"comparing {len(runs)} runs", file=sys.stderr, flush=True)
+    answer = compare_folders(runs, console, plain=plain, out=folder)
+    for line in summary_lines(answer, width=min(console.width, 100)):
+        console.print(Text(line), soft_wrap=True)
+    page = folder / COMPARE_HTML
+    return page if page.exists() else folder / COMPARE_JSON

@@ -50,6 +50,7 @@ def prepare_nodes(
         through=job.setup.through,
         extensions_dir=host.extensions_dir(os.environ),
         nsys=nsys_here(workload),
+        clock_port=host.free_port() if len(nodes) > 1 else None,
         ssh=ssh_words(job.setup),
     )
     first = replace(plans[0], shortfall=here.shortfall)
