@@ -63,16 +63,12 @@ def render_page(page: Page) -> bytes:
     script = "".join(embed.asset(name) for name in ("moments.js", "report.js", *(_TIMELINE if has_slices else ())))
     style = embed.asset("report.css") + (embed.asset("trace.css") if has_traces else "")
     plotly_packed, plotly_hash = embed.plotly()
-    policy = (
-        f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
-        "img-src data:; connect-src 'none'; base-uri 'none'; form-action 'none'"
-    )
     text = (
-        _environment()
+        environment()
         .get_template("run.html.j2")
         .render(
             page=page,
-            policy=policy,
+            policy=policy_of(script, plotly_hash),
             style=Markup(style),
             script=Markup(script),
             plotly=plotly_packed,
@@ -82,8 +78,17 @@ def render_page(page: Page) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def policy_of(script: str, plotly_hash: str) -> str:
+    """The content security policy: this script and plotly run, nothing is asked for from anywhere."""
+    return (
+        f"default-src 'none'; script-src {embed.script_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
+        "img-src data:; connect-src 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def environment() -> Environment:
+    """Templates of all pages: what is not our own markup is cleaned and escaped."""
+    made = Environment(
         loader=PackageLoader("agprof_reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -91,11 +96,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters["prose"] = _prose
-    environment.globals["bars_svg"] = bars_svg
-    environment.globals["payload"] = embed.payload
-    environment.globals["payload_bytes"] = embed.payload_bytes
-    return environment
+    made.filters["prose"] = _prose
+    made.globals["bars_svg"] = bars_svg
+    made.globals["payload"] = embed.payload
+    made.globals["payload_bytes"] = embed.payload_bytes
+    return made
 
 
 def _shown(value: object) -> object:

@@ -14,7 +14,8 @@ _TALL_ROWS = 16
 _NUMBER_PERCENT, _LETTER_PERCENT, _NARROW_PERCENT = 5.5, 0.95, 10.0
 """Width from which on a part carries its share, and what each letter of its name takes beside it;
 below the last the share is left out on a narrow screen."""
-_STROKES = {
+STROKES = {
+    "overlapped": "M0 6L6 0",
     "idle-launch": "M0 6L6 0",
     "idle-kernel-wait": "M0 0L6 6",
     "idle-synchronisation": "M0 6L6 0M0 0L6 6",
@@ -55,7 +56,7 @@ def bars_svg(bars: tuple[Bar, ...], unit: str, description: str) -> Markup:
         for i, bar in enumerate(bars)
     ]
     head = head.format((height + above) * len(bars), clean(description))
-    return Markup("\n").join([head, *_patterns(hatches), *rows, Markup("</svg>")])
+    return Markup("\n").join([head, *patterns(hatches), *rows, Markup("</svg>")])
 
 
 def _length(bar: Bar) -> float:
@@ -65,21 +66,22 @@ def _length(bar: Bar) -> float:
 
 def _hatches(bars: tuple[Bar, ...], description: str) -> dict[str, str]:
     """Colour -> id of its pattern, one of its own in each drawing."""
-    names = {name for bar in bars for name, value in bar.parts if value > 0 and name in _STROKES}
+    names = {name for bar in bars for name, value in bar.parts if value > 0 and name in STROKES}
     if any(mark.begin != mark.end for bar in bars for mark in bar.marks):
         names.add(_EXCESS)
     own = zlib.crc32(f"{description}{bars}".encode("utf-8", "replace"))
     return {name: f"h{own:08x}-{i}" for i, name in enumerate(sorted(names))}
 
 
-def _patterns(hatches: Mapping[str, str]) -> list[Markup]:
+def patterns(hatches: Mapping[str, str]) -> list[Markup]:
+    """Definitions of the hatches: colour -> id."""
     if not hatches:
         return []
     inside = [
         Markup('<pattern id="{}" width="6" height="6" patternUnits="userSpaceOnUse">{}{}</pattern>').format(
             ident,
             "" if name == _EXCESS else Markup('<rect class="fill-{}" width="6" height="6"/>').format(name),
-            Markup('<path class="hatch{}" d="{}"/>').format(" over" if name == _EXCESS else "", _STROKES[name]),
+            Markup('<path class="hatch{}" d="{}"/>').format(" over" if name == _EXCESS else "", STROKES[name]),
         )
         for name, ident in hatches.items()
     ]
