@@ -113,9 +113,9 @@ def _step_sentence(row: KpiRow, at: int, labels: Sequence[str], baseline: int, f
 METHODS: tuple[tuple[str, str], ...] = (
     (
         "Change",
-        f"candidate - baseline, with a 95 % interval. Repeats: means, bootstrap over repeats (expanded percentiles), "
-        f"permutation test. Single runs: moving-block bootstrap over steady steps ({RESAMPLES:,} resamples, at least "
-        f"{MIN_STEPS} steps), which knows nothing of how much a run varies from the next.",
+        "candidate - baseline, with a 95 % interval. Repeats: means; bootstrap over repeats (expanded percentiles), of "
+        "fewer than five Welch's t; permutation test. Single runs: moving-block bootstrap over steady steps "
+        f"({RESAMPLES:,} resamples, at least {MIN_STEPS} steps), which tells nothing of how runs vary.",
     ),
     ("p", "Holm-corrected over all figures and candidates of the comparison."),
     (

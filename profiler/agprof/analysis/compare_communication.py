@@ -17,10 +17,10 @@ from fractions import Fraction
 
 import polars as pl
 
-from agprof.analysis.comm import bus_factor, matched_calls
+from agprof.analysis.comm import bus_factor
+from agprof.analysis.comm_calls import matched_calls
 from agprof.analysis.compare_sides import ComparedRun, ComparedSide
 from agprof.analysis.compare_waterfall import Part
-from agprof.model.comm_ceiling import CommCeiling
 from agprof.model.format import format_value
 
 ZERO = Fraction(0)
@@ -208,11 +208,13 @@ def _alphas(side: ComparedSide) -> dict[_Key, int]:
     """Latency by operation and size of the group, of the run's own measured ceilings."""
     found: dict[_Key, int] = {}
     for run in side.runs:
-        ceilings: Sequence[CommCeiling] = getattr(run.view.run, "comm_ceilings", ())
         backend = str(run.view.fact("dist.backend") or "")
         nodes = run.answers.identity.nodes or 1
         curves = [
-            curve for ceiling in ceilings if not backend or ceiling.backend in backend for curve in ceiling.curves
+            curve
+            for ceiling in run.view.run.comm_ceilings
+            if not backend or ceiling.backend in backend
+            for curve in ceiling.curves
         ]
         for curve in sorted(curves, key=lambda curve: -abs(curve.nodes - nodes)):
             if curve.fit is not None and curve.fit.alpha_ns > 0:

@@ -23,6 +23,8 @@ _RULES: tuple[tuple[str, Weight, str], ...] = (
      "expected", "the setup itself"),
     (r"(nodes|ranks|dist\.world_size|.*(ranks_per_node|data_parallel_size|nproc.per.node)|workload\.launch\.nodes)",
      "expected", "the number of ranks or nodes is what setups differ in"),
+    (r"(model\..*|.*dtype.*|.*(batch|seq|accumulation|precision|fp16|bf16|checkpointing|attn|compile).*)",
+     "matters", "it changes the work of a step"),
     (r".*(zero_stage|zero-stage|zero_optimization\.|offload|bucket_size|overlap_comm).*|framework|deepspeed\..*|launcher"
      r"|workload\.launch\.(launcher|deepspeed).*|workload\.deepspeed.*",
      "expected", "how the framework spreads the work"),
@@ -31,8 +33,6 @@ _RULES: tuple[tuple[str, Weight, str], ...] = (
      "matters", "a different version of software"),
     (r"(omp_num_threads|cpu\.affinity|environment.*\.(OMP_|MKL_|KMP_|NCCL_|GLOO_|TORCH_|PYTORCH_|CUDA_|TOKENIZERS_).*"
      r"|torch\.(threads|deterministic.*|backends.*))", "matters", "it changes speed"),
-    (r"(model\..*|.*dtype.*|.*(batch|seq|accumulation|precision|fp16|bf16|checkpointing|attn|compile).*)",
-     "matters", "it changes the work of a step"),
     (r"workload\.(profile|monitor|kineto|nsys|kernels|energy|peak|plan)\..*", "matters",
      "what is measured differs, and measuring costs time"),
     (r"commit", "matters", "a different commit of the training code"),

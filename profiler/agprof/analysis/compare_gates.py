@@ -52,9 +52,9 @@ class Gate:
     against: Literal["baseline, relative", "baseline, absolute", "itself"]
 
     def holds(self, value: float) -> bool:
-        if self.operator in ("<=", "<"):
-            return value < self.bound or (self.operator == "<=" and _same(value, self.bound))
-        return value > self.bound or (self.operator == ">=" and _same(value, self.bound))
+        if _same(value, self.bound):
+            return self.operator in ("<=", ">=")
+        return value < self.bound if self.operator in ("<=", "<") else value > self.bound
 
 
 def _same(a: float, b: float) -> bool:

@@ -128,7 +128,5 @@ def _problems(side: ComparedSide) -> Iterator[str]:
             yield f"{name}it did not end well: {identity.status_sentence}"
         if run.answers.clocks is not None and run.answers.clocks.state == "refused":
             yield f"{name}the nodes' clocks can't be reconciled, so that times of different nodes are not compared"
-        elif run.answers.clocks is not None and run.answers.clocks.state == "doubtful":
-            yield f"{name}the nodes' clocks are doubtful"
         if 0 < run.answers.time.steady_steps < 6:
             yield f"{name}{run.answers.time.steady_steps} steady steps are few: no interval"

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from statistics import NormalDist, median
+from statistics import NormalDist, median, variance
 from typing import Literal
 
 import numpy as np
@@ -80,30 +80,52 @@ def least_permutation_p(a: int, b: int) -> float:
 
 
 def difference_of_repeats(a: Sequence[float], b: Sequence[float]) -> Difference:
-    """Means of two or more repeats a side: permutation test, and bootstrap over repeats.
+    """Means of two or more repeats a side: permutation test, and an interval.
 
-    The interval is Hesterberg's expanded percentile interval (2015, section 5.3: percentiles moved out to what
-    Student's t and n - 1 ask for); with so few repeats that this lies beyond every resample, it reaches from the least
-    favourable pair of repeats to the other.
+    From five repeats on the interval is Hesterberg's expanded percentile interval over resampled repeats (2015, section
+    5.3: percentiles moved out to what Student's t and n - 1 ask for). Fewer can't be resampled to that: theirs is
+    Welch's t interval, of the ratio on the scale of logarithms.
     """
     p, least = permutation_p(a, b), least_permutation_p(len(a), len(b))
-    fewest = min(len(a), len(b))
-    method = (
-        f"means over {len(a)} and {len(b)} repeats; bootstrap over repeats; permutation, least possible p {least:.2g}"
-    )
-    tail = _tail(fewest)
+    means = math.fsum(a) / len(a), math.fsum(b) / len(b)
+    told = f"means over {len(a)} and {len(b)} repeats; permutation test, least possible p {least:.2g}; 95 % interval: "
+    tail = _tail(min(len(a), len(b)))
     if tail * (RESAMPLES + 1) < 1:
-        pairs = ((min(a), max(b)), (max(a), min(b)))
-        ends = [(y - x, _ratio(x, y)) for x, y in pairs]
-        absolutes = sorted(end[0] for end in ends)
-        ratios = sorted(end[1] for end in ends if end[1] is not None)
-        return _difference(
-            math.fsum(a) / len(a), math.fsum(b) / len(b), absolutes, ratios, tail=None, p=p, least=least, method=method
-        )
+        return _welch(a, b, p=p, least=least, method=f"{told}Welch's t over repeats")
     resampled = [_means(values) for values in (a, b)]
-    return _from_resamples(
-        math.fsum(a) / len(a), math.fsum(b) / len(b), resampled, tail=tail, p=p, least=least, method=method
+    return _from_resamples(*means, resampled, tail=tail, p=p, least=least, method=f"{told}bootstrap over repeats")
+
+
+def _welch(a: Sequence[float], b: Sequence[float], *, p: float, least: float, method: str) -> Difference:
+    means = math.fsum(a) / len(a), math.fsum(b) / len(b)
+    shares = [variance(values) / len(values) for values in (a, b)]
+    half = _half_width(shares, (len(a), len(b)))
+    relative = _ratio(*means)
+    ends = None
+    if relative is not None and means[1] > 0:
+        on_logs = [share / mean**2 for share, mean in zip(shares, means, strict=True)]
+        wide = min(_half_width(on_logs, (len(a), len(b))), 700.0)
+        ends = (means[1] / means[0] * math.exp(-wide) - 1, means[1] / means[0] * math.exp(wide) - 1)
+    shown = means[1] - means[0]
+    return Difference(
+        absolute=(shown, shown - half, shown + half),
+        relative=None if relative is None or ends is None else (relative, *ends),
+        p=p,
+        least_p=least,
+        method=method,
     )
+
+
+def _half_width(shares: Sequence[float], counts: Sequence[int]) -> float:
+    """Student's t times the standard error, with the degrees of freedom of Welch and Satterthwaite.
+
+    `shares`: the variance of each side's mean.
+    """
+    total = math.fsum(shares)
+    if total <= 0:
+        return 0.0
+    parts = [(share / total) ** 2 / (n - 1) for share, n in zip(shares, counts, strict=True)]
+    return t_beyond(LEVEL, 1 / math.fsum(parts)) * math.sqrt(total)
 
 
 def _means(values: Sequence[float]) -> Floats:

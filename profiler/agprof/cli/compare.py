@@ -23,6 +23,8 @@ EXIT_FAULT = 3
 
 COMPARE_JSON = "compare.json"
 COMPARE_HTML = "compare.html"
+_MOST_BASELINES = 6
+"""Sides up to which the page can be read against each of them."""
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -77,7 +79,7 @@ def compare(
         console = Console(stderr=True, highlight=False)
         sides, first = read_sides(runs or (), groups or (), baseline, console, plain=plain or not console.is_terminal)
         answer = _compared(sides, first, conditions)
-        written = write_comparison(answer, out)
+        written = write_comparison(answer, out, other_baselines(sides, first))
         _tell(answer, written, markdown, as_json=as_json)
     except AgprofError as error:
         raise _as_fault(error) from error.__cause__
@@ -105,8 +107,15 @@ def compare_folders(runs: Sequence[Path], console: "Console", *, plain: bool, ou
     """
     sides, first = read_sides(runs, (), None, console, plain=plain)
     answer = _compared(sides, first, ())
-    write_comparison(answer, out)
+    write_comparison(answer, out, other_baselines(sides, first))
     return answer
+
+
+def other_baselines(sides: "Sequence[ComparedSide]", first: int) -> "list[CompareAnswer]":
+    """The same sides compared with each of the others, for the page's selector; none where there are many sides."""
+    if not 2 <= len(sides) <= _MOST_BASELINES:
+        return []
+    return [_compared(sides, at, ()) for at in range(len(sides)) if at != first]
 
 
 def _compared(sides: "Sequence[ComparedSide]", first: int, gates: Sequence[Any]) -> "CompareAnswer":
@@ -173,7 +182,7 @@ def _load(folder: Path, console: "Console") -> "ComparedRun":
     return ComparedRun(answers=analyse_run(run), view=prepare(run))
 
 
-def write_comparison(answer: "CompareAnswer", out: Path) -> Path:
+def write_comparison(answer: "CompareAnswer", out: Path, others: "Sequence[CompareAnswer]" = ()) -> Path:
     """Write compare.json and compare.html; returns the page. Raises StoreError when the folder can't be written."""
     from agprof.errors import StoreError
     from agprof.exporters import compare_json
@@ -185,7 +194,7 @@ def write_comparison(answer: "CompareAnswer", out: Path) -> Path:
             render = import_module("agprof_reports.compare").render_compare
         except ModuleNotFoundError:
             return out / COMPARE_JSON
-        (out / COMPARE_HTML).write_text(render(answer), encoding="utf-8")
+        (out / COMPARE_HTML).write_text(render(answer, others), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"{out} can't be written: {error.strerror}; name another folder with --out") from error
     return out / COMPARE_HTML
