@@ -64,9 +64,9 @@ class FittedClocks:
 
 def fit_clocks(streams: Sequence[Stream], tables: Tables, node_of: Mapping[int, int]) -> FittedClocks:
     """The clocks of all nodes that left a stream. `tables` are free of rows that lack something."""
-    nodes = sorted({_node(stream) for stream in streams})
+    nodes = sorted({node_of_stream(stream) for stream in streams})
     walls = _walls(streams, tables)
-    by_wall = _wall_offsets(streams)
+    by_wall = wall_offsets(streams)
     pings, reference = _pings(tables["clocks"])
     if reference is None or reference not in nodes:
         reference = min(by_wall or nodes, default=None)
@@ -260,7 +260,8 @@ def _figures(one: FittedNode, clocks: FittedClocks, origin_ns: int) -> tuple[Fig
 # -- what the run folder says ----------------------------------------------------------------------------------------
 
 
-def _node(stream: Stream) -> int:
+def node_of_stream(stream: Stream) -> int:
+    """The node of a rank or sampler; 0 where the header does not tell."""
     if stream.scope == "node":
         return stream.number
     node = stream.header.get("node")
@@ -285,17 +286,17 @@ def _hosts(streams: Sequence[Stream]) -> dict[int, str]:
     for stream in _ordered(streams):
         host = stream.header.get("host")
         if isinstance(host, str):
-            hosts.setdefault(_node(stream), host)
+            hosts.setdefault(node_of_stream(stream), host)
     return hosts
 
 
-def _wall_offsets(streams: Sequence[Stream]) -> dict[int, int]:
+def wall_offsets(streams: Sequence[Stream]) -> dict[int, int]:
     """realtime - monotonic by node, as its first stream says it."""
     offsets: dict[int, int] = {}
     for stream in _ordered(streams):
         pair = _clock(stream)
         if pair is not None:
-            offsets.setdefault(_node(stream), pair[1] - pair[0])
+            offsets.setdefault(node_of_stream(stream), pair[1] - pair[0])
     return offsets
 
 
@@ -304,7 +305,7 @@ def _walls(streams: Sequence[Stream], tables: Tables) -> dict[int, list[Pair]]:
     walls: dict[int, list[Pair]] = {}
     for stream in streams:
         if (pair := _clock(stream)) is not None:
-            walls.setdefault(_node(stream), []).append(pair)
+            walls.setdefault(node_of_stream(stream), []).append(pair)
     rows = tables["clocks"].drop_nulls("realtime_ns").select("node", "time_ns", "realtime_ns")
     for node, monotonic, real in rows.iter_rows():
         walls.setdefault(node, []).append((monotonic, real))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from agprof.analysis.clocks import answer as clock_answer
-from agprof.analysis.comm import analyse_communication, matched_calls
+from agprof.analysis.comm import analyse_communication
+from agprof.analysis.comm_calls import matched_calls
 from agprof.analysis.compute import analyse_compute
 from agprof.analysis.conclusions import conclude
 from agprof.analysis.energy import analyse_energy
@@ -14,9 +15,11 @@ from agprof.analysis.kpis import kpi_row
 from agprof.analysis.memory import analyse_memory
 from agprof.analysis.methods import methods
 from agprof.analysis.monitor import command_answers
+from agprof.analysis.one_axis import on_one_axis
 from agprof.analysis.quality import judge_quality
 from agprof.analysis.ranks import rank_rows
 from agprof.analysis.rlhf import analyse_rlhf
+from agprof.analysis.stragglers import analyse_stragglers
 from agprof.analysis.system import analyse_system, with_energy
 from agprof.analysis.time import analyse_time
 from agprof.analysis.trace import Compat, analyse_traces, in_words_of
@@ -35,16 +38,17 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
     """
     view = prepare(run)
     if trace is None and run.traces:
-        trace = analyse_traces(run.traces, communication=communication_patterns(run))
+        trace = analyse_traces(on_one_axis(run).traces, communication=communication_patterns(run))
     calls = matched_calls(view)
     time = analyse_time(view)
-    communication = analyse_communication(view, calls)
+    communication = analyse_communication(view, calls, trace)
     compute = analyse_compute(view, time.step_time)
     memory = analyse_memory(view, compute)
     mapping = map_gpus(view)
     energy = analyse_energy(view, mapping)
     system = with_energy(analyse_system(view, mapping), energy)
-    evidence = gather(view, time, communication, memory, system, calls)
+    stragglers = analyse_stragglers(view, calls, mapping)
+    evidence = gather(view, time, communication, memory, system, calls, stragglers)
     findings, verdict = conclude(evidence, trace)
     answers = RunAnswers(
         version=ANSWERS_VERSION,
@@ -66,6 +70,7 @@ def analyse(run: Run, *, compat: Compat | None = None, trace: TraceAnswer | None
         trace=in_words_of(compat, trace, run.traces) if trace is not None else None,
         energy=energy,
         clocks=clock_answer(view.clocks, view.origin_ns),
+        stragglers=stragglers,
     )
     return command_answers(view, answers) if is_command(view) else answers
 

@@ -98,6 +98,7 @@ def analyse_run(folder: "Run", compat: Literal["hta"] | None = None) -> "RunAnsw
 def _trace_answer(folder: "Run") -> "TraceAnswer | None":
     """What the run's device traces say: as it was kept beside them, else computed and kept."""
     from agprof import analysis
+    from agprof.analysis.one_axis import on_one_axis
     from agprof.analysis.run import communication_patterns
     from agprof.analysis.trace import analyse_traces
     from agprof.model.answers import ANSWERS_VERSION
@@ -106,17 +107,17 @@ def _trace_answer(folder: "Run") -> "TraceAnswer | None":
 
     if not folder.traces:
         return None
-    patterns = communication_patterns(folder)
+    patterns, traces = communication_patterns(folder), on_one_axis(folder).traces
     # What computes the answers is part of what they depend on: while it is being worked on, its version stays.
     code = sorted((file.name, file.stat().st_mtime_ns) for file in Path(analysis.__path__[0]).glob("trace*.py"))
     try:
         mark = trace_cache.fingerprint(folder.path, [__version__, ANSWERS_VERSION, sorted(patterns.items()), code])
     except OSError:
-        return analyse_traces(folder.traces, communication=patterns)  # the folder changes while it is read
+        return analyse_traces(traces, communication=patterns)  # the folder changes while it is read
     kept = trace_cache.read_answer(folder.path, mark)
     if kept is not None:
         return kept
-    answer = analyse_traces(folder.traces, communication=patterns)
+    answer = analyse_traces(traces, communication=patterns)
     if answer is not None:
         try:
             trace_cache.keep_answer(folder.path, mark, answer)

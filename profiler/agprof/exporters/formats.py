@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from agprof.analysis.one_axis import on_one_axis
 from agprof.store.reader import Run
 
 Say = Callable[[str], None]
@@ -29,11 +30,13 @@ class Exporter:
 
     module: str
     about: str
+    own_times: bool = False
+    """It writes each node's own times, and puts them on one axis beside."""
 
     def __call__(self, run: Run, folder: Path, say: Say) -> list[Path]:
         """Raises TraceError and OSError."""
         export: Export = import_module(f"agprof.exporters.{self.module}").export
-        return export(run, folder, say)
+        return export(run if self.own_times else on_one_axis(run, say), folder, say)
 
 
 EXPORTERS: Mapping[str, Exporter] = {
@@ -41,6 +44,6 @@ EXPORTERS: Mapping[str, Exporter] = {
     "nvtxt": Exporter("nvtxt", "text that Nsight Systems' ImportNvtxt reads"),
     "chrome": Exporter("chrome", "Chrome trace JSON, for ui.perfetto.dev and chrome://tracing"),
     "perfetto": Exporter("perfetto", "Perfetto's protobuf, for ui.perfetto.dev"),
-    "parquet": Exporter("parquet", "the tables of the run, for pandas, polars and DuckDB"),
+    "parquet": Exporter("parquet", "the tables of the run, for pandas, polars and DuckDB", own_times=True),
 }
 """`traces:` of a workload file takes the same names (`config.traces`; a test compares them)."""

@@ -4,11 +4,14 @@
 the rows of all ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
+from agprof.analysis.clock_axis import ClockAxis, common_column
+from agprof.analysis.one_axis import axes_of_ranks, on_one_axis, pinged_axes
 from agprof.exporters.clocks import Clocks, clocks
 from agprof.exporters.pace import Pace
 from agprof.exporters.whole import whole
@@ -29,17 +32,17 @@ def export(run: Run, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Write the tables, also the empty ones. Raises OSError."""
     target = folder / FOLDER
     target.mkdir(parents=True, exist_ok=True)
-    on_wall = clocks(run.streams)
+    wall = _wall(run, say)
     pace = Pace(say, "parquet: tables written:")
     files = []
     for table in TABLES:
         files.append(target / f"{table.name}.parquet")
-        _write(_run_table(run, table, on_wall), files[-1], table, SCHEMA_VERSION)
+        _write(_run_table(run, table, wall), files[-1], table, SCHEMA_VERSION)
         pace.add(1)
     for table in TRACE_TABLES:
         if run.traces and table.name != NAMES:
             files.append(target / f"trace_{table.name}.parquet")
-            _write(pl.concat(_trace_frames(run, table, on_wall)), files[-1], table, TRACE_VERSION)
+            _write(pl.concat(_trace_frames(run, table, wall)), files[-1], table, TRACE_VERSION)
             pace.add(1)
     return files
 
@@ -56,19 +59,35 @@ def _write(frame: pl.LazyFrame, path: Path, table: Table, version: int) -> None:
         frame.sink_parquet(place, compression="zstd", metadata=metadata)
 
 
-def _run_table(run: Run, table: Table, on_wall: Clocks) -> pl.LazyFrame:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wall:
+    """What makes a node's own time the wall time of the reference node: an axis, then a constant."""
+
+    by_node: Mapping[int, ClockAxis]
+    by_rank: Mapping[int, ClockAxis]
+    offsets: Clocks
+
+
+def _wall(run: Run, say: Callable[[str], None]) -> _Wall:
+    axes = pinged_axes(run)
+    offsets = clocks(on_one_axis(run, say).streams)
+    return _Wall(by_node=axes, by_rank=axes_of_ranks(run, axes), offsets=offsets)
+
+
+def _run_table(run: Run, table: Table, wall: _Wall) -> pl.LazyFrame:
     frame = run.tables[table.name].lazy()
     time = next((column.name for column in table.columns if column.name in _TIMES), None)
     if time is None:
         return frame
-    offset = on_wall.of_rank if table.scope == "rank" else on_wall.of_node
+    offset = wall.offsets.of_rank if table.scope == "rank" else wall.offsets.of_node
+    axes = wall.by_rank if table.scope == "rank" else wall.by_node
     found = run.tables[table.name][table.scope].drop_nulls().unique().to_list()
     shift = pl.col(table.scope).replace_strict({number: offset(number) for number in found}, default=None,
                                                return_dtype=pl.Int64)  # fmt: skip
-    return frame.with_columns(wall=_wall_time(pl.col(time) + shift))
+    return frame.with_columns(wall=_wall_time(common_column(axes, pl.col(table.scope), pl.col(time)) + shift))
 
 
-def _trace_frames(run: Run, table: Table, on_wall: Clocks) -> Iterator[pl.LazyFrame]:
+def _trace_frames(run: Run, table: Table, wall: _Wall) -> Iterator[pl.LazyFrame]:
     for rank, trace in sorted(run.traces.items()):
         frame = trace.tables[table.name]
         if "name" in trace_schema(table):
@@ -78,7 +97,8 @@ def _trace_frames(run: Run, table: Table, on_wall: Clocks) -> Iterator[pl.LazyFr
             frame = frame.with_columns(pl.col("kind").replace_strict(words, default=None, return_dtype=pl.String))
         time = next((column.name for column in table.columns if column.name in _TIMES), None)
         if time is not None:
-            frame = frame.with_columns(wall=_wall_time(pl.col(time) + on_wall.of_rank(rank)))
+            on_axis = wall.by_rank.get(rank, ClockAxis()).column(pl.col(time))
+            frame = frame.with_columns(wall=_wall_time(on_axis + wall.offsets.of_rank(rank)))
         yield frame.select(pl.lit(rank, pl.Int64).alias("rank"), pl.all())
 
 
