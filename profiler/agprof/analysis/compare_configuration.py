@@ -19,7 +19,7 @@ _RULES: tuple[tuple[str, Weight, str], ...] = (
     (r"work: trainable parameters", "matters", "more or fewer parameters are trained"),
     (r"work: (samples|tokens) per step", "matters", "steps do different amounts of work; compare throughput"),
     (r"work: tokens per sample", "matters", "sequences are longer or shorter"),
-    (r"(setup\.|.*\.emulate\.|.*hostfile|.*slurm\.).*|setup|repeat|.*interface|.*SOCKET_IFNAME",
+    (r"(setup\.|.*\.emulate\.|.*hostfile|.*slurm\.).*|setup|link|repeat|.*interface|.*SOCKET_IFNAME",
      "expected", "the setup itself"),
     (r"(nodes|ranks|dist\.world_size|.*(ranks_per_node|data_parallel_size|nproc.per.node)|workload\.launch\.nodes)",
      "expected", "the number of ranks or nodes is what setups differ in"),

@@ -201,6 +201,7 @@ def configuration(view: View) -> tuple[tuple[str, str], ...]:
     for key, label in (("argv", "command"), ("command", "command"), ("launcher", "launcher"), ("git_commit", "commit")):
         if manifest.get(key) is not None:
             rows.append((label, _words(manifest[key])))
+    rows.extend(_setup(manifest))
     for section in ("workload", "environment_changes", "environment", "host"):
         tree = {key: value for key, value in _mapping(manifest.get(section)).items() if not _is_own(str(key))}
         rows.extend(_flat(section, tree))
@@ -215,6 +216,19 @@ def configuration(view: View) -> tuple[tuple[str, str], ...]:
         rows.append(("python", str(manifest["python"])))
     rows.extend((f"package {name}", str(v)) for name, v in _flat("", _mapping(manifest.get("packages"))))
     return tuple((key[:200], _HOME.sub("~", value)[:_LONGEST]) for key, value in rows)
+
+
+def _setup(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The node setup that the run was of: its name, settings and link, and where each node was."""
+    for key in ("setup", "link"):
+        if isinstance(manifest.get(key), str):
+            yield key, manifest[key]
+    yield from _flat("setup", _mapping(manifest.get("setup_section")))
+    nodes = manifest.get("node_list")
+    for node in nodes if isinstance(nodes, list) else ():
+        if isinstance(node, Mapping):
+            words = [node.get("host"), node.get("address"), node.get("interface")]
+            yield f"setup.node {node.get('number')}", ", ".join(str(word) for word in words if word)
 
 
 def _is_own(variable: str) -> bool:
