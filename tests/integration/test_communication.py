@@ -5,6 +5,7 @@ Run as a program this file is one rank: `python test_communication.py SCENARIO R
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -250,17 +251,25 @@ def test_every_operation_is_one_row_with_its_bytes(tmp_path: Path) -> None:
         ("all_to_all", 16),
         ("barrier", None),
     ]
-    objects = ["monitored_barrier", "all_gather_object", "gather_object", "broadcast_object", "scatter_object"]
+    size, text = 8, len(pickle.dumps("x"))  # what an object collective moves: sizes as int64, and the pickled objects
+    objects = {
+        "monitored_barrier": None,
+        "all_gather_object": RANKS * (size + text),
+        "gather_object": RANKS * (size + text),
+        "broadcast_object": size + text,
+        "scatter_object": size + RANKS * (text + size),
+    }
     for collected, mine in ((first, "send"), (second, "recv")):
         # Rows of asynchronous calls come when they are complete, so by their start:
         rows = sorted(collected.table("collectives"), key=lambda row: row["start_ns"])[:-1]
         expected = [(*row, False) for row in both] + [(*row, True) for row in both]
-        expected += [(op, None, False) for op in objects]
-        expected += [(mine, 16, False), (mine, 16, True), (f"{mine}_object", None, False), ("send_recv", 32, True)]
+        expected += [(op, moved, False) for op, moved in objects.items()]
+        expected += [(mine, 16, False), (mine, 16, True), (f"{mine}_object", size + text, False)]
+        expected += [("send_recv", 16, True)]
         assert [(row["op"], row["bytes"], row["async_op"]) for row in rows] == expected
         for row in rows:
             assert (row["group"], row["group_size"], row["tap"], row["caller"]) == ("default", 2, "wrapper", "other")
-            assert row["dtype"] == (None if row["bytes"] is None else "float32")
+            assert row["dtype"] == (None if "barrier" in row["op"] or "object" in row["op"] else "float32")
             assert row["start_ns"] <= row["issue_end_ns"]
             assert row["end_ns"] is not None
             assert row["end_ns"] >= row["start_ns"]

@@ -4,7 +4,13 @@ from typing import Any
 
 import polars as pl
 
-from agprof.analysis.intervals import covered_until
+from agprof.analysis.comm_arrivals import arrivals
+from agprof.analysis.comm_calls import steady_calls
+from agprof.analysis.comm_ceilings import ceiling_rows, ceilings_sentence
+from agprof.analysis.comm_kinds import group_rows
+from agprof.analysis.comm_matrix import talk_matrix
+from agprof.analysis.comm_overlap import analyse_overlap, within
+from agprof.analysis.comm_sizes import size_bins
 from agprof.analysis.ledger import ledger
 from agprof.analysis.parts import collectives_in_flight
 from agprof.analysis.statistics import median_figure, nothing
@@ -12,6 +18,7 @@ from agprof.analysis.view import View, mean_parts
 from agprof.model.answers import CollectiveRow, CommunicationAnswer
 from agprof.model.figure import Figure
 from agprof.model.format import format_value, percent
+from agprof.model.trace_answers import TraceAnswer
 
 KIND = ["op", "group", "group_size", "bytes", "dtype", "caller"]
 """What makes collectives one row."""
@@ -32,14 +39,15 @@ def bus_factor(op: str, n: int) -> float | None:
     return 1.0 if op.startswith(("broadcast", "reduce", "send", "recv", "isend", "irecv")) else None
 
 
-def analyse_communication(view: View, calls: pl.DataFrame) -> CommunicationAnswer:
-    """The communication section. `calls` is `matched_calls(view)`."""
+def analyse_communication(view: View, calls: pl.DataFrame, trace: TraceAnswer | None = None) -> CommunicationAnswer:
+    """The communication section. `calls` is `matched_calls(view)`, `trace` what device traces say, where there are."""
     unseen, ledger_sentence = ledger(view)
     steady = view.steady
-    calls = calls.join(steady.select("rank", "step"), on=["rank", "step"], how="semi")
+    calls = steady_calls(view, calls)
     exposed = _per_step_figure(view, steady["communication"], "ns", "union of the intervals in which a caller stood")
     share = _share_figure(view)
     rows = _rows(view, calls)
+    ceilings = ceiling_rows(view, calls)
     return CommunicationAnswer(
         sentence=_sentence(view, rows, share),
         calls_per_step=_per_step_figure(view, _sums(steady, calls, pl.len()), "1", "calls of one rank", "counted"),
@@ -50,36 +58,13 @@ def analyse_communication(view: View, calls: pl.DataFrame) -> CommunicationAnswe
         rows=rows,
         unseen=unseen,
         ledger_sentence=ledger_sentence,
-    )
-
-
-def matched_calls(view: View) -> pl.DataFrame:
-    """All collectives with duration_ns (call to completion), transfer_ns and skew_ns.
-
-    The k-th call of an operation on a group is the same on all its ranks. Where all of the group are here, transfer_ns
-    is the shortest duration over them (the last to enter waits for nobody) and skew_ns the longest minus that.
-    """
-    duration = pl.max_horizontal("issue_end_ns", "end_ns") - pl.col("start_ns")
-    same = ["group", "op", "group_size", "bytes", "ordinal"]
-    calls = (
-        view.tables["collectives"]
-        .sort("rank", "start_ns", maintain_order=True)
-        .with_columns(
-            duration_ns=pl.when(pl.col("async_op") & pl.col("end_ns").is_null()).then(None).otherwise(duration),
-            ordinal=pl.int_range(pl.len()).over("rank", "group", "op"),
-        )
-    )
-    matches = calls.group_by(same).agg(
-        present=pl.col("rank").n_unique(),
-        lead=pl.col("rank").min(),
-        known=pl.col("duration_ns").count(),
-        shortest=pl.col("duration_ns").min(),
-        longest=pl.col("duration_ns").max(),
-    )
-    whole = (pl.col("present") == pl.col("group_size")) & (pl.col("known") == pl.col("group_size"))
-    whole &= pl.col("group_size") > 1
-    return calls.join(matches, on=same, how="left", nulls_equal=True, maintain_order="left").with_columns(
-        transfer_ns=pl.when(whole).then("shortest"), skew_ns=pl.when(whole).then(pl.col("longest") - pl.col("shortest"))
+        overlap=analyse_overlap(view, calls, trace),
+        sizes=size_bins(calls, steady.height),
+        groups=group_rows(view, calls),
+        matrix=talk_matrix(view, calls),
+        ceilings=ceilings,
+        arrivals=arrivals(view, calls),
+        ceilings_sentence=ceilings_sentence(view, ceilings),
     )
 
 
@@ -129,14 +114,11 @@ def _share_figure(view: View) -> Figure:
 
 
 def _in_flight(view: View) -> pl.Series:
-    steady = view.steady
-    flight = collectives_in_flight(view.tables["collectives"], view.tables["waits"])
-    ends = covered_until(steady.select("rank", at_ns="end_ns"), flight)
-    return ends - covered_until(steady.select("rank", at_ns="start_ns"), flight)
+    return within(view.steady, collectives_in_flight(view.tables["collectives"], view.tables["waits"]))
 
 
 def _rows(view: View, calls: pl.DataFrame) -> tuple[CollectiveRow, ...]:
-    stood = pl.col("issue_end_ns") - pl.col("start_ns") + pl.col("wait_ns")
+    stood = pl.col("stood_ns")
     kinds = (
         calls.group_by(KIND)
         .agg(

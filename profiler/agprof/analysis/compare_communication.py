@@ -1,8 +1,10 @@
 """Exposed communication of a step split into bytes, bandwidth, latency, overlap, skew and a remainder, on two sides.
 
-Of a matched call (all ranks of its group are here and it was seen to complete) a caller's time in it is transfer, as
-far as the shortest duration over the ranks goes, and waiting for the last rank beyond that (skew). What of the transfer
-the caller did not stand in is hidden (overlap, negative). Per operation the transfer is
+Calls that are in flight at the same time are served one after another: the time until a call is complete is its own
+since the one before it was (its service). Of a matched call (all ranks of its group are here and it was seen to
+complete) the shortest service over the ranks is transfer; what else of its service a caller stands in is waiting for
+the last rank (skew); what of its transfer the caller does not stand in is hidden (overlap, negative). Per operation the
+transfer is
 
     calls x alpha + wire bytes x (time per wire byte)
 
@@ -21,11 +23,15 @@ from agprof.analysis.comm import bus_factor
 from agprof.analysis.comm_calls import matched_calls
 from agprof.analysis.compare_sides import ComparedRun, ComparedSide
 from agprof.analysis.compare_waterfall import Part
+from agprof.analysis.intervals import covered_until
+from agprof.analysis.parts import standing_in_collectives
 from agprof.model.format import format_value
 
 ZERO = Fraction(0)
 _Key = tuple[str, int]
 """Operation and size of the group."""
+_MATCH = ["group", "op", "group_size", "bytes", "ordinal"]
+"""What calls of different ranks have in common that are one collective, as `matched_calls` numbers them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,7 +81,7 @@ def _transfer_parts(a: CommAmounts, b: CommAmounts, with_latency: bool) -> list[
     bytes_a, bytes_b = (sum((rates[i] for rates in at_mean_rate), ZERO) for i in (0, 1))
     all_a, all_b = (sum((times[i] for times in moved), ZERO) for i in (0, 1))
     method = (
-        "transfer: shortest duration over the ranks of matching calls; bytes at both sides' mean time per wire byte"
+        "transfer: shortest service over the ranks of matching calls; bytes at both sides' mean time per wire byte"
     )
     return [
         _part("bytes", "Bytes", bytes_a, bytes_b, _bytes_evidence(pairs), method),
@@ -98,17 +104,17 @@ def _other_parts(a: CommAmounts, b: CommAmounts) -> list[Part]:
         _part(
             "overlap", "Hidden", -a.hidden, -b.hidden,
             f"{_ns(a.hidden)} and {_ns(b.hidden)} of transfer in which the caller did not stand",
-            "transfer of asynchronous calls less the caller's time in them, negative",
+            "transfer less the caller's time in it, negative",
         ),
         _part(
             "skew", "Waiting for the last rank", a.skew, b.skew,
             f"{_ns(a.skew)} and {_ns(b.skew)} per rank and step",
-            "time in matched calls beyond the shortest duration over their ranks",
+            "time in matched calls beyond the shortest service over their ranks",
         ),
         _part(
-            "other", "Communication, not split", a.exposed - a.split, b.exposed - b.split,
-            "calls that could not be matched across ranks or whose bytes are not known, less what threads stood in at "
-            "the same time",
+            "other", "Not split", a.exposed - a.split, b.exposed - b.split,
+            "calls that could not be matched across ranks, whose bytes are not known, or that were complete before the "
+            "caller went on",
             "remainder",
         ),
     ]  # fmt: skip
@@ -169,9 +175,7 @@ def _run_amounts(run: ComparedRun, alphas: Mapping[_Key, int]) -> CommAmounts:
 
 def _sums(run: ComparedRun, steady: pl.DataFrame, alphas: Mapping[_Key, int]) -> pl.DataFrame:
     """Per operation and size of the group, over the matched calls of steady steps: integer sums."""
-    calls = matched_calls(run.view).join(steady.select("rank", "step"), on=["rank", "step"], how="semi")
     moves = ~pl.col("op").str.contains("barrier")
-    stood = (pl.col("issue_end_ns") - pl.col("start_ns")).clip(0) + pl.col("wait_ns").clip(0)
     known = pl.col("transfer_ns").is_not_null() & (pl.col("bytes").is_not_null() | ~moves)
     alpha = pl.DataFrame(
         [(op, n, ns) for (op, n), ns in alphas.items()],
@@ -179,9 +183,10 @@ def _sums(run: ComparedRun, steady: pl.DataFrame, alphas: Mapping[_Key, int]) ->
         orient="row",
     )
     return (
-        calls.filter(known)
+        _served(run)
+        .join(steady.select("rank", "step"), on=["rank", "step"], how="semi")
+        .filter(known)
         .join(alpha, on=["op", "group_size"], how="left")
-        .with_columns(stood=stood, transfer_ns=pl.col("transfer_ns").clip(0))
         .group_by("op", "group_size")
         .agg(
             calls=pl.len(),
@@ -192,6 +197,26 @@ def _sums(run: ComparedRun, steady: pl.DataFrame, alphas: Mapping[_Key, int]) ->
             stood=pl.col("stood").sum(),
         )
         .sort("op", "group_size")
+    )
+
+
+def _served(run: ComparedRun) -> pl.DataFrame:
+    """All calls that were seen to complete, with what of their service the caller stood in (`stood`).
+
+    `transfer_ns` becomes the shortest service over the ranks where the call is matched.
+    """
+    view = run.view
+    calls = matched_calls(view).filter(pl.col("duration_ns").is_not_null() & (pl.col("duration_ns") >= 0))
+    calls = calls.with_columns(done=pl.col("start_ns") + pl.col("duration_ns")).sort("rank", "done", "start_ns")
+    calls = calls.with_columns(
+        begun=pl.max_horizontal("start_ns", pl.col("done").shift(1).over("rank"))  # sorted: the last one's is the latest
+    )
+    standing = standing_in_collectives(view.tables["collectives"], view.tables["waits"])
+    ends = covered_until(calls.select("rank", at_ns="done"), standing)
+    stood = ends - covered_until(calls.select("rank", at_ns="begun"), standing)
+    own = pl.min_horizontal(pl.col("done") - pl.col("begun"), "transfer_ns")
+    return calls.with_columns(stood=stood).with_columns(
+        transfer_ns=pl.when(pl.col("transfer_ns").is_not_null()).then(own.min().over(_MATCH))
     )
 
 

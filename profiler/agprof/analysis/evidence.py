@@ -9,6 +9,7 @@ from agprof.analysis.view import View, mean_parts
 from agprof.model.answers import CommunicationAnswer, TimeAnswer
 from agprof.model.figure import Figure
 from agprof.model.memory_answers import MemoryAnswer
+from agprof.model.straggler_answers import StragglerAnswer
 from agprof.model.system_answers import SystemAnswer
 
 
@@ -42,11 +43,13 @@ class Evidence:
     memory: MemoryAnswer
     system: SystemAnswer
     calls: pl.DataFrame
-    """`comm.matched_calls` of the steady steps."""
+    """`comm_calls.matched_calls` of the steady steps."""
     parts: dict[str, float]
     """Mean ns per phase over ranks and steady steps."""
     mean_ns: float
     straggler: Straggler | None
+    stragglers: StragglerAnswer | None = None
+    """Which ranks are slow, and why; None with one rank, or without a matched collective."""
 
     def share(self, phase: str) -> float:
         """A phase's share of the mean step; 0 when there is none."""
@@ -60,6 +63,7 @@ def gather(
     memory: MemoryAnswer,
     system: SystemAnswer,
     calls: pl.DataFrame,
+    stragglers: StragglerAnswer | None = None,
 ) -> Evidence:
     """Collect the evidence from the answers."""
     steady = view.steady
@@ -73,6 +77,7 @@ def gather(
         parts=mean_parts(steady),
         mean_ns=view.mean_step_ns,
         straggler=find_straggler(time, steady),
+        stragglers=stragglers,
     )
 
 

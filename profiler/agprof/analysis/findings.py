@@ -16,6 +16,7 @@ from agprof.analysis.evidence import Evidence
 from agprof.analysis.findings_memory import frozen_in_fp32
 from agprof.analysis.findings_output import much_output
 from agprof.analysis.findings_readbacks import readbacks
+from agprof.analysis.findings_stragglers import straggler, uneven_work
 from agprof.model.answers import Finding
 
 Finder = Callable[[Evidence], Finding | None]
@@ -26,7 +27,8 @@ FINDERS: tuple[Finder, ...] = (
     comm.small_messages,
     deepspeed.tiny_buckets,
     comm.exposed_communication,
-    time.straggler,
+    straggler,
+    uneven_work,
     time.data_wait,
     time.other_large,
     kinds.bimodal_steps,

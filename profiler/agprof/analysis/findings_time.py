@@ -37,35 +37,6 @@ def data_wait(evidence: Evidence) -> Finding | None:
     )
 
 
-def straggler(evidence: Evidence) -> Finding | None:
-    """One rank is slower in its own work and the others wait for it in collectives."""
-    found = evidence.straggler
-    if found is None:
-        return None
-    return Finding(
-        key="straggler",
-        title=f"Rank {found.rank} holds the others up",
-        evidence=(
-            f"Its own work takes {format_value(found.own_ns, 'ns')} a step, {format_value(found.others_ns, 'ns')} "
-            f"on the others, most of the difference in {found.phase}; they stand "
-            f"{format_value(found.waiting_ns, 'ns')} longer in collectives meanwhile."
-        ),
-        section="ranks",
-        saving_ns_per_step=saving(
-            found.lost_ns,
-            evidence.time.step_time.n,
-            "difference of own work, at most what others wait",
-            measured=True,
-        ),
-        confidence="measured",
-        change=(
-            "Give every rank the same work (batch, sequence lengths) and the same machine: look at this rank's CPU, "
-            "clocks and neighbours in the section on GPU and host."
-        ),
-        check="all ranks show the same time in the phases, and communication falls on the others.",
-    )
-
-
 def other_large(evidence: Evidence) -> Finding | None:
     """Over a fifth of the step lies in no phase."""
     share = evidence.share("other")

@@ -15,7 +15,8 @@ def step_parts(
     """`steps` with one Int64 column per phase of `PHASES`, in ns; per row they add up to end_ns - start_ns.
 
     A nanosecond belongs to `communication` when any thread of the rank stands in a collective (between call and
-    return, or in wait()); else to the innermost phase of the main thread; else to `other`.
+    return, in wait(), or in DDP's own wait for its buckets); else to the innermost phase of the main thread; else to
+    `other`.
     """
     standing = standing_in_collectives(collectives, waits)
     segments = innermost(main_thread_phases(spans))
@@ -40,8 +41,27 @@ def standing_in_collectives(collectives: pl.DataFrame, waits: pl.DataFrame) -> p
             [
                 collectives.select("rank", "start_ns", end_ns="issue_end_ns"),
                 waits.select("rank", "start_ns", "end_ns"),
+                reducer_waits(collectives).select("rank", "start_ns", "end_ns"),
             ]
         )
+    )
+
+
+def reducer_waits(collectives: pl.DataFrame) -> pl.DataFrame:
+    """Where DistributedDataParallel's reducer waits in C++ for its buckets, one row per rank, backward and group: rank,
+    step, micro_step, group, group_size, start_ns, end_ns.
+
+    It issues the last bucket of a backward when the last gradient is there, and the backward returns when all buckets
+    are complete. Known where their ends are: on a CPU.
+    """
+    buckets = collectives.filter(
+        (pl.col("tap") == "dispatcher") & (pl.col("op") == "all_reduce") & (pl.col("caller") == "backward")
+    ).drop_nulls("end_ns")
+    return (
+        buckets.group_by("rank", "step", "micro_step", "group", "group_size")
+        .agg(start_ns=pl.col("issue_end_ns").max(), end_ns=pl.col("end_ns").max())
+        .filter(pl.col("end_ns") > pl.col("start_ns"))
+        .sort("rank", "start_ns")
     )
 
 

@@ -16,6 +16,7 @@ from agprof.instruments.comm_dispatcher import DispatcherTap
 from agprof.instruments.comm_functional import FunctionalTap
 from agprof.instruments.comm_groups import Group, Groups
 from agprof.instruments.comm_ops import OPERATIONS, Operation, size_and_dtype
+from agprof.instruments.comm_peers import peers
 from agprof.instruments.comm_works import Pending, Works, pop, push
 from agprof.instruments.ledger import Ledger
 from agprof.instruments.recorder import Recorder
@@ -31,6 +32,8 @@ class CommThread(threading.local):
         """Wrapped calls in progress."""
         self.leaves = 0
         """Innermost calls so far: a call during which this did not change was an innermost one itself."""
+        self.inside_bytes = 0
+        """Of the innermost calls within the outermost one in progress: what an object collective moves."""
         self.coalesced: list[tuple[str, int | None, Any, str | None, Group]] | None = None
         """Calls collected by a coalescing manager in progress."""
         self.ident = threading.get_ident()
@@ -62,7 +65,7 @@ class CommunicationInstrument:
             return
         c10d = distributed.distributed_c10d
         recorder = self._recorder
-        self._groups = Groups(c10d)
+        self._groups = Groups(c10d, self._group_seen)
         self._ledger = Ledger.of_environment(recorder, self._torch)
         self._dispatcher = DispatcherTap(self._torch, c10d, recorder, self._thread, self.note_dispatched, self._failed)
         owners = [distributed, *_holders(distributed, c10d)]
@@ -146,6 +149,8 @@ class CommunicationInstrument:
             outermost = thread.depth == 0
             leaves = thread.leaves
             thread.depth += 1
+            if outermost:
+                thread.inside_bytes = 0
             nvtx = push(recorder, kind) if outermost and recorder.nvtx is not None else None
             start = clock()
             try:
@@ -187,15 +192,20 @@ class CommunicationInstrument:
             size *= group.size
         thread = self._thread
         kind = operation.kind
-        if thread.coalesced is not None and leaf:
-            thread.coalesced.append((kind, size, dtype, device, group))
+        if thread.coalesced is not None:
+            if leaf:
+                thread.coalesced.append((kind, size, dtype, device, group))
             return
         if leaf and self._ledger is not None:
             self._ledger.note(end, group, operation.call, device, size)
         if not outermost:
+            thread.inside_bytes += size or 0
             return
+        if kind.endswith("_object"):
+            size = thread.inside_bytes
         recorder = self._recorder
         name = self._dtypes.get(dtype) or self._dtype_name(dtype)
+        others = peers(kind, args, kwargs, group)
         on_host = device is None or device == "cpu"
         if not asynchronous or not result:
             # A call without a device's tensor (a barrier) returns when it is done, on any backend.
@@ -217,12 +227,13 @@ class CommunicationInstrument:
                     "wrapper",
                     thread.ident,
                     recorder.phase(),
+                    others,
                 )
             )
             return
         works = list(result) if isinstance(result, list) else [result]
         before = (recorder.step, recorder.micro_step, kind, group.name, group.size, size, name, True, start, end)
-        self._follow(works, kind, before, ("wrapper", thread.ident, recorder.phase()), on_host)
+        self._follow(works, kind, before, ("wrapper", thread.ident, recorder.phase(), others), on_host)
 
     def _follow(
         self, works: list[Any], kind: str, before: tuple[Any, ...], after: tuple[Any, ...], on_host: bool
@@ -248,7 +259,7 @@ class CommunicationInstrument:
         recorder = self._recorder
         name = self._dtypes.get(dtype) or self._dtype_name(dtype)
         before = (recorder.step, recorder.micro_step, kind, group.name, group.size, size, name, True, start, end)
-        after = ("dispatcher", self._thread.ident, recorder.phase())
+        after = ("dispatcher", self._thread.ident, recorder.phase(), None)
         self._works.follow([work], Pending(kind, before, after, 1, 0), device == "cpu")
 
     def _dtype_name(self, dtype: Any) -> str | None:
@@ -286,11 +297,12 @@ class CommunicationInstrument:
         if self._ledger is not None:
             self._ledger.note(end, group, kind, device, size)
         if thread.depth:
+            thread.inside_bytes += size
             return  # inside batch_isend_irecv, which makes the row
         recorder = self._recorder
         name = self._dtypes.get(dtype) or self._dtype_name(dtype)
         before = (recorder.step, recorder.micro_step, kind, group.name, group.size, size, name)
-        after = ("wrapper", thread.ident, recorder.phase())
+        after = ("wrapper", thread.ident, recorder.phase(), None)
         if works:
             self._follow(list(works), kind, (*before, True, start, end), after, device == "cpu")
         else:
@@ -310,6 +322,11 @@ class CommunicationInstrument:
     def _group_created(self) -> None:
         self._groups.forget()
         facts.record_process_group(self._recorder, self._torch.distributed)
+
+    def _group_seen(self, group: Group) -> None:
+        """The members of the default group are all ranks."""
+        if group.name != "default":
+            self._recorder.fact(f"comm.group.{group.name}", group.ranks)
 
     def _around_destroy(self, original: Any) -> Any:
         @functools.wraps(original)

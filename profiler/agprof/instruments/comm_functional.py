@@ -24,6 +24,16 @@ FUNCTIONS: dict[str, tuple[str, int, bool]] = {
     "reduce_scatter_single": ("reduce_scatter", 3, False),
     "reduce_scatter_tensor": ("reduce_scatter", 3, False),
     "all_to_all_single": ("all_to_all", 3, False),
+    "all_gather_single_autograd": ("all_gather", 2, True),
+    "all_gather_tensor_autograd": ("all_gather", 2, True),
+    "reduce_scatter_single_autograd": ("reduce_scatter", 3, False),
+    "reduce_scatter_tensor_autograd": ("reduce_scatter", 3, False),
+    "all_to_all_single_autograd": ("all_to_all", 3, False),
+    "all_reduce_coalesced": ("all_reduce", 2, False),
+    "all_gather_single_coalesced": ("all_gather", 1, True),
+    "all_gather_into_tensor_coalesced": ("all_gather", 1, True),
+    "reduce_scatter_single_coalesced": ("reduce_scatter", 3, False),
+    "reduce_scatter_tensor_coalesced": ("reduce_scatter", 3, False),
 }
 """Some of them call others: the outermost makes the row. Those that this torch lacks are left out."""
 
@@ -61,12 +71,11 @@ class FunctionalTap:
         self._recorder.on_finish.append(("comm", self.finish))
 
     def _around(self, kind: str, position: int, scaled: bool, original: Any) -> Any:
-        recorder, compiling, inside, plain = self._recorder, self._compiling, self._inside, self._plain
+        recorder, compiling, inside, are_plain = self._recorder, self._compiling, self._inside, self._are_plain
 
         @functools.wraps(original)
         def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-            # A tensor that stands for another one (a tracer's) is not communicated.
-            if compiling() or not recorder.is_on("comm") or inside.depth or type(tensor) not in plain:
+            if compiling() or not recorder.is_on("comm") or inside.depth or not are_plain(tensor):
                 return original(tensor, *args, **kwargs)
             inside.depth = 1
             start = recorder.clock()
@@ -82,6 +91,12 @@ class FunctionalTap:
             return result
 
         return call
+
+    def _are_plain(self, tensors: Any) -> bool:
+        """A tensor that stands for another one (a tracer's) is not communicated."""
+        if isinstance(tensors, list):
+            return bool(tensors) and all(type(tensor) in self._plain for tensor in tensors)
+        return type(tensors) in self._plain
 
     def _note(self, kind: str, group: Any, tensor: Any, scaled: bool, result: Any, start: int) -> None:
         recorder = self._recorder
@@ -101,11 +116,12 @@ class FunctionalTap:
         before = (recorder.step, recorder.micro_step, *call, start, end)
         if len(self._open) >= MAX_OPEN:
             self.finish()
-        key = _address(result)
+        # Of several tensors that are complete together, the first that is waited for ends the row.
+        key = _address(result[0] if isinstance(result, list) else result)
         earlier = self._open.pop(key, None)
         if earlier is not None:  # never waited for through here, and its memory is used again
             self._rows((*earlier[0], None, 0, *earlier[1]))
-        self._open[key] = (before, ("functional", threading.get_ident(), recorder.phase()))
+        self._open[key] = (before, ("functional", threading.get_ident(), recorder.phase(), None))
 
     def _around_wait(self, original: Any) -> Any:
         recorder, compiling = self._recorder, self._compiling

@@ -1,6 +1,7 @@
 """Process groups as rows name them."""
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 # What the flight recorder writes for an operation, where it is not the operation's own name; None: nothing at all.
@@ -21,14 +22,16 @@ _RECORDED_BY_NCCL: dict[str, str | None] = {
 
 
 class Group:
-    """Name, size and backend of a process group."""
+    """Name, members and backend of a process group."""
 
-    __slots__ = ("backend", "device_backend", "name", "size")
+    __slots__ = ("backend", "device_backend", "name", "ranks", "size")
 
-    def __init__(self, name: str, size: int, backends: dict[str, str]) -> None:
-        """`backends`: backend by device type, as {"cpu": "gloo", "cuda": "nccl"}."""
+    def __init__(self, name: str, ranks: tuple[int, ...], backends: dict[str, str]) -> None:
+        """`ranks`: the members' global ranks, in the group's order; `backends`: backend by device type, as {"cpu":
+        "gloo", "cuda": "nccl"}."""
         self.name = name
-        self.size = size
+        self.ranks = ranks
+        self.size = len(ranks)
         self.backend = backends.get("cuda") or next(iter(backends.values()), "")
         self.device_backend = backends
 
@@ -47,8 +50,10 @@ class Group:
 class Groups:
     """Groups by torch's objects. It keeps none of them alive."""
 
-    def __init__(self, distributed: Any) -> None:
+    def __init__(self, distributed: Any, seen: Callable[[Group], None]) -> None:
+        """`seen` is called once per group, when the first call on it is seen."""
         self._distributed = distributed
+        self._seen = seen
         self.work_class: Any = distributed.Work
         self._default: Group | None = None
         self._known: dict[int, tuple[Any, Group]] = {}
@@ -76,10 +81,11 @@ class Groups:
         if isinstance(group, int):
             return None  # torch's mark for a group that this rank is not in
         distributed = self._distributed
-        size = int(distributed.get_world_size(group))
+        ranks = tuple(int(rank) for rank in distributed.get_process_group_ranks(group))
         name = label(str(group.group_name), str(group.group_desc))
-        described = Group(name, size, _backends(str(distributed.get_backend_config(group))))
+        described = Group(name, ranks, _backends(str(distributed.get_backend_config(group))))
         self._known[id(group)] = (weakref.ref(group), described)
+        self._seen(described)
         return described
 
 

@@ -16,11 +16,11 @@ class StragglerRow:
     node: int
     host: str | None
     slowest_share: float
-    """Share of the steps in which it entered the step's last common collective last (did most before it)."""
+    """Share of the steady steps in which its own time was the longest; of two equals nobody's was."""
     own_time: Figure
     """ns a step that it does not wait for others: duration minus skew."""
     excess: Figure
-    """ns a step above the median rank's own time."""
+    """ns a step above the median own time of the other ranks."""
     cause: Cause
     evidence: str
     """Figures that speak for the cause: `its CPU share is 61 % against 99 %`."""

@@ -123,6 +123,12 @@ COLLECTIVES = table(
     ("tap", "str", "which instrument saw it: wrapper | dispatcher | functional"),
     ("thread", "int", "thread id"),
     ("caller", "str", "innermost phase when it was issued: data | forward | backward | optimizer | other"),
+    (
+        "peers",
+        "str?",
+        "global ranks at the other end: the peer of send and recv, the root of broadcast, reduce, gather and scatter; "
+        "of a batch `>3:64,<1:64`: 64 bytes sent to rank 3, 64 received from rank 1. None where it is not known",
+    ),
 )
 
 WAITS = table(

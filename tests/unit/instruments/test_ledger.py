@@ -11,8 +11,8 @@ from agprof.instruments.comm_groups import Group
 from agprof.instruments.ledger import Ledger
 from collected_rows import CollectedRows, collecting_recorder
 
-GLOO = Group("default", 4, {"cpu": "gloo"})
-NCCL = Group("default", 4, {"cuda": "nccl"})
+GLOO = Group("default", (0, 1, 2, 3), {"cpu": "gloo"})
+NCCL = Group("default", (0, 1, 2, 3), {"cuda": "nccl"})
 
 
 def entry(number: int, name: str, sizes: list[int], outputs: list[int] | None = None, **more: Any) -> dict[str, Any]:
