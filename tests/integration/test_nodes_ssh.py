@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -182,3 +184,52 @@ def test_a_node_without_an_sshd_is_named_and_nothing_starts(cluster: Cluster) ->
     assert done.returncode == 3, done.stderr
     assert "node 1 (10.77.0.99, 10.77.0.99) can't be reached: ssh: connect to host 10.77.0.99" in done.stderr
     assert "agprof doctor --hostfile hosts" in done.stderr
+
+
+HANGS = """
+import os, time
+import torch, torch.distributed as dist
+dist.init_process_group("gloo")
+dist.barrier()
+open(f"up-{dist.get_rank()}", "w").close()
+if dist.get_rank() == 1 and os.path.exists("fail"):
+    time.sleep(0.5)
+    raise SystemExit(5)
+time.sleep(600)
+"""
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Ranks and launchers of the test's runs, wherever they hang in the tree of processes."""
+    return [
+        pid
+        for pid in processes.pids()
+        if str(folder) in (variables := processes.environment(pid)).get("AGPROF_RUN_DIR", "") and "RANK" in variables
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.system("pdsh")
+@pytest.mark.parametrize("how", ["a rank fails", "Ctrl-C"])
+def test_deepspeeds_own_way_leaves_no_rank_behind(cluster: Cluster, how: str) -> None:
+    write_workload(cluster.folder, HANGS, "deepspeed", "deepspeed")
+    if how == "a rank fails":
+        (cluster.folder / "fail").touch()
+    argv = cluster.nodes.command(0, [str(AGPROF), "run", "job.yaml", "--setup", "two", "--out", "runs", "--plain"])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "AGPROF_NO_DS_OPS": "1"}
+    with subprocess.Popen(argv, cwd=cluster.folder, env=env, stderr=subprocess.PIPE, text=True) as agprof:
+        stopwatch = threading.Timer(100, agprof.kill)
+        stopwatch.start()
+        deadline = time.monotonic() + 60
+        while not all((cluster.folder / f"up-{rank}").exists() for rank in (0, 1)):
+            assert time.monotonic() < deadline and agprof.poll() is None, "the ranks never came up"
+            time.sleep(0.05)
+        if how == "Ctrl-C":
+            agprof.send_signal(signal.SIGINT)
+        _, said = agprof.communicate()
+        stopwatch.cancel()
+    (run_dir,) = (cluster.folder / "runs").glob("job-two-*")
+    outcome = Outcome.from_dict(json.loads((run_dir / "outcome.json").read_text()))
+    wanted = ("interrupted", 130) if how == "Ctrl-C" else ("failed", 5)
+    assert (outcome.reason, outcome.exit_code) == wanted, said
+    assert ranks_of(cluster.folder) == []

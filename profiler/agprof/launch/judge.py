@@ -237,6 +237,12 @@ def _read_failures(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("rank"), int)]
 
 
+def logged_failure(log: Path) -> int | None:
+    """The exit code of the first node's launcher that DeepSpeed said failed, as a shell gives it; None: none yet."""
+    codes = map(int, _DEEPSPEED_END.findall(_tail(log).decode("utf-8", "replace")))
+    return next((128 - code if code < 0 else code for code in codes if code), None)
+
+
 def _logged_by_deepspeed(log: Path) -> tuple[int, str | None] | None:
     codes = _DEEPSPEED_END.findall(_tail(log).decode("utf-8", "replace"))
     if not codes:

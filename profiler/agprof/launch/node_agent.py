@@ -8,7 +8,7 @@ second, says nothing for `lost_after_s`, or when it is told to, it ends the node
 agent. NUMBER `slurm`: that of SLURM_NODEID.
 
 From agprof, `to` naming one node or none:  plans | heartbeat | begin | ping | signal | end | collect | bye
-To agprof:  hello | problem | alive | began | failed | silent | ended | file... | sent
+To agprof:  hello | problem | alive | began | failed | failed_code | silent | ended | file... | sent
 """
 
 import os
@@ -29,7 +29,7 @@ from agprof.errors import AgprofError, LaunchError
 from agprof.launch import host_memory, processes, shm
 from agprof.launch.interrupts import Signals, catching_signals
 from agprof.launch.job import Job, adopting_orphans, start_job
-from agprof.launch.judge import judge
+from agprof.launch.judge import judge, logged_failure
 from agprof.launch.node_files import pieces
 from agprof.launch.node_heartbeat import Caller, Listener
 from agprof.launch.node_plan import NodePlan
@@ -50,6 +50,7 @@ BEGIN_TIMEOUT_S = 120.0
 BYE_TIMEOUT_S = 30.0
 END_GRACE_S = 2.0
 """From SIGTERM to SIGKILL when the job ends for the sake of others: ranks write what they have."""
+LOG_PERIOD_S = 0.5
 _LOOK_S = 0.05
 
 
@@ -282,8 +283,11 @@ def _run(agent: Agent, plan: NodePlan, sender: Sender, signals: Signals) -> None
                 failed=rank, ago_ns=time.monotonic_ns() - ended_ns
             )
             supervisor.start()
+        watch = LogWatch(layout.launcher_log(plan.run_dir, plan.number)) if job and not plan.starts_ranks else None
         while supervisor.is_alive() if supervisor is not None else not agent.ending:
             agent.look(_LOOK_S)
+            if watch is not None and (code := watch.failure()) is not None:
+                sender.send(failed_code=code)
         if job is not None:
             job.end_at_once()
         if not plan.starts_ranks:
@@ -305,6 +309,24 @@ def _run(agent: Agent, plan: NodePlan, sender: Sender, signals: Signals) -> None
             "notes": notes,
         }
     )
+
+
+class LogWatch:
+    """Looks into the log of DeepSpeed's own launcher, which goes on waiting for other nodes when one has failed."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._next = 0.0
+        self._told = False
+
+    def failure(self) -> int | None:
+        """The exit code of the first failure, once."""
+        if self._told or time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + LOG_PERIOD_S
+        code = logged_failure(self._log)
+        self._told = code is not None
+        return code
 
 
 def _verdict(supervisor: Supervisor | None, plan: NodePlan, launcher: str) -> dict[str, Any]:

@@ -233,6 +233,10 @@ class Coordinator(threading.Thread):
         elif "failed" in message:
             state.note_trouble(now - int(message["ago_ns"]) / 1e9)
             self._end_soon(f"rank {message['failed']} failed on {state.who}", self._deadlines.failure_s)
+        elif "failed_code" in message:
+            state.told_code = int(message["failed_code"])
+            state.note_trouble(now)
+            self._end_soon("a rank failed", self._deadlines.failure_s)
         elif "silent" in message:
             self._silent.setdefault(state.plan.number, set()).add(int(message["silent"]))
             self._silent_since = self._silent_since or now

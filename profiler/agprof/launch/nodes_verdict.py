@@ -44,6 +44,8 @@ class NodeState:
     problem: str | None = None
     """Why its agent could not go on."""
     end: AgentEnd | None = None
+    told_code: int | None = None
+    """Exit code of a rank that its launcher told of while it still ran."""
     trouble_at: float | None = None
     """When the first thing went wrong there."""
     lost_why: str | None = None
@@ -174,7 +176,7 @@ def _cause(
     if first.end.reason in ("finished", "interrupted"):
         # Its agent had told of a rank that failed, and judged in the end that the job had been ended before.
         rank = next((failure for _, failure in first.end.failures), None)
-        code = rank.exit_code if rank is not None and rank.exit_code else first.end.exit_code
+        code = first.told_code or (rank.exit_code if rank is not None else None) or first.end.exit_code
         return ("killed" if rank is not None and rank.signal else "failed"), code or 1, rank.signal if rank else None
     return first.end.reason, first.end.exit_code or 1, first.end.signal
 
