@@ -13,6 +13,7 @@ from agprof.analysis.compare_sides import MOST_SIDES, ComparedSide, told
 from agprof.analysis.compare_statistics import MIN_STEPS, RESAMPLES
 from agprof.analysis.compare_time import step_time_waterfall
 from agprof.analysis.compare_waterfall import explained, signed
+from agprof.analysis.forecast import forecast_comparison
 from agprof.errors import ConfigError
 from agprof.model.compare_answers import (
     COMPARE_VERSION,
@@ -51,7 +52,7 @@ def compare(sides: Sequence[ComparedSide], *, baseline: int = 0, gates: Sequence
         waterfalls=falls,
         moved=moved_rows(sides, baseline),
         scaling=scaling(sides),
-        forecast=None,
+        forecast=forecast_comparison([(side.label, [run.view for run in side.runs]) for side in sides], baseline),
         overlays=tuple(overlay(side) for side in sides),
         gates=gate_rows(gates, kpis, baseline, labels),
         methods=METHODS,
@@ -130,10 +131,10 @@ METHODS: tuple[tuple[str, str], ...] = (
     ),
     (
         "Bytes, bandwidth, latency",
-        "transfer (shortest duration over the ranks of matching calls) = calls x alpha + wire bytes x time per byte; "
+        "transfer (shortest service over the ranks of matching calls) = calls x alpha + wire bytes x time per byte; "
         "bytes at the mean time per byte of both sides, bandwidth the rest; alpha from agprof bench-comm, else 0. Wire "
         "bytes: S x nccl-tests' bus factor.",
     ),
-    ("Skew", "time in matched calls beyond the shortest duration over their ranks: waiting for the last rank."),
+    ("Skew", "time in matched calls beyond the shortest service over their ranks: waiting for the last rank."),
     ("Efficiency", "throughput per rank over that of the side with the fewest ranks."),
 )

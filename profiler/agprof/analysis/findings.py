@@ -27,6 +27,7 @@ FINDERS: tuple[Finder, ...] = (
     comm.small_messages,
     deepspeed.tiny_buckets,
     comm.exposed_communication,
+    comm.below_ceiling,
     straggler,
     uneven_work,
     time.data_wait,

@@ -150,3 +150,36 @@ def _overlap_keys(evidence: Evidence) -> str:
     if _zero(evidence).get("overlap_comm") is True:
         return f"zero_optimization.overlap_comm is on already: {fewer}; a smaller communication_data_type moves less."
     return f"zero_optimization.overlap_comm: true in the DeepSpeed JSON (it needs a device or idle cores); {fewer}."
+
+
+def below_ceiling(evidence: Evidence) -> Finding | None:
+    """Transfers that take far longer than the same link was measured to need."""
+    below = [row for row in evidence.communication.ceilings if row.far_below]
+    lost = sum(row.saving_ns_per_step for row in below)
+    possible = min(lost, evidence.parts["communication"])
+    if not below or possible < 0.01 * evidence.mean_ns:
+        return None
+    worst = below[0]
+    name = worst.op.replace("_", "-")
+    return Finding(
+        key="below-ceiling",
+        title=f"{name} reaches {percent(worst.reached.value or 0.0)} of what the link was measured to do",
+        evidence=(
+            f"{name} of {format_value(worst.bytes, 'bytes')} over {worst.group_size} ranks takes "
+            f"{format_value(worst.measured.value or 0.0, 'ns')}, waiting for late ranks left out; `agprof bench-comm` "
+            f"measured {format_value(worst.predicted.value or 0.0, 'ns')} for it."
+            + (f" {len(below) - 1} more kinds of collectives are far below too." if len(below) > 1 else "")
+        ),
+        section="communication",
+        saving_ns_per_step=saving(
+            possible,
+            worst.measured.n,
+            "at most: transfer beyond alpha + beta S of the ceiling x calls, as far as it is exposed",
+        ),
+        confidence="modelled",
+        change=(
+            "Look for what shares the link or the cores with the ranks: other jobs on the network, more threads than "
+            "cores (OMP_NUM_THREADS), several collectives at once; check GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME."
+        ),
+        check="the share of the ceiling rises in the table of collectives against the link.",
+    )

@@ -156,7 +156,7 @@ def _size(text: str) -> int:
     match = re.fullmatch(r"(\d{1,15})\s*([KMGkmg]?)(?:i?B)?", text.strip())
     if match is None:
         raise ConfigError(f"--most-bytes is {text!r:.40}; write a size as 65536, 64K, 16M or 1G")
-    size = int(match[1]) * 1024 ** (" KMG".index(match[2].upper()) if match[2] else 0)
+    size: int = int(match[1]) * 1024 ** (" KMG".index(match[2].upper()) if match[2] else 0)
     if not 16 * LEAST_BYTES <= size <= 2**40:
         raise ConfigError(f"--most-bytes is {text!r:.40}; it must be from 16K to 1024G: a fit needs three sizes")
     return size

@@ -13,8 +13,8 @@ from agprof.errors import AgprofError
 from agprof.model.version import __version__
 
 COMMANDS = [
-    "run", "monitor", "plan", "report", "show", "compare", "baseline", "diff", "export", "import", "peak", "top",
-    "doctor", "workloads", "init", "schema",
+    "run", "monitor", "plan", "report", "show", "compare", "baseline", "diff", "export", "import", "peak", "bench-comm",
+    "forecast", "top", "doctor", "workloads", "init", "schema",
 ]  # fmt: skip
 """One module each in this package, with a function of the same name whose docstring is the command's help. A name that
 Python keeps for itself has an underscore behind it there (PYTHON_NAMES).
@@ -23,7 +23,7 @@ The list of commands imports every module, so each keeps its heavy imports insid
 the exit code; None stands for 0. A class `CommandLine` in the module reads the command's arguments its own way.
 """
 
-PYTHON_NAMES = {"import": "import_"}
+PYTHON_NAMES = {"bench-comm": "bench_comm", "import": "import_"}
 """Commands whose module and function can't be called as they are."""
 
 EXIT_USAGE = 2

@@ -181,7 +181,7 @@ def run_here(
     """Run the job on this node into a new folder in `out`, with its report. `mark` goes into the manifest."""
     from agprof.cli.plan import write as write_plan
     from agprof.cli.progress import Progress
-    from agprof.launch import peak
+    from agprof.launch import comm_bench, peak
     from agprof.launch.execute import execute
     from agprof.launch.folder import create_run_folder, remove_run_folder, write_manifest
     from agprof.launch.prepare import prepare
@@ -198,6 +198,7 @@ def run_here(
     if planned is not None:
         write_plan(planned, run_dir)
     peak.copy_into(run_dir)
+    comm_bench.copy_into(run_dir)
     progress = Progress(
         run_dir,
         console=console,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agprof.config.setup_choice import SetupJob
     from agprof.launch.node_plan import NodePlan
     from agprof.launch.node_transport import AgentCommand
+    from agprof.launch.plan import LaunchPlan
     from agprof.model.outcome import Outcome
 
 
@@ -60,7 +61,7 @@ def _run_on_nodes(
     from agprof.cli.plan import write as write_plan
     from agprof.cli.progress import Progress
     from agprof.cli.run import conclude, plan_first, say
-    from agprof.launch import peak
+    from agprof.launch import comm_bench, peak
     from agprof.launch.folder import create_run_folder, remove_run_folder, write_manifest
     from agprof.launch.nodes import execute_nodes
     from agprof.launch.prepare_nodes import prepare_nodes
@@ -75,10 +76,11 @@ def _run_on_nodes(
             remove_run_folder(run_dir)
             raise
         marked = {**mark, "link": site.link, "setup_section": _section(job)}
-        write_manifest(run_dir, job.workload, plans[0].launch_plan(os.environ), nodes=plans, mark=marked)
+        write_manifest(run_dir, job.workload, _changes_only(plans[0]), nodes=plans, mark=marked)
         if planned is not None:
             write_plan(planned, run_dir)
         peak.copy_into(run_dir)
+        comm_bench.copy_into(run_dir)
         progress = Progress(
             run_dir,
             console=console,
@@ -92,6 +94,15 @@ def _run_on_nodes(
                 lambda: execute_nodes(plans, site.transport, run_dir, on_tick=progress.tick), job, loaded
             )
     return conclude(outcome, run_dir, console, plain=plain, traces=job.workload.traces)
+
+
+def _changes_only(plan: "NodePlan") -> "LaunchPlan":
+    """Node 0's launch, for the manifest: what it is given for nodes that don't have it is no change where it is."""
+    from dataclasses import replace
+
+    launch = plan.launch_plan(os.environ)
+    changes = {name: value for name, value in launch.env_added.items() if os.environ.get(name) != value}
+    return replace(launch, env_added=changes)
 
 
 def _execute(run: Callable[[], "Outcome"], job: "SetupJob", loaded: "LoadedWorkload") -> "Outcome":

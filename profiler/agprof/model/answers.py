@@ -228,6 +228,8 @@ class CommunicationAnswer:
     matrix: TalkMatrix | None = None
     ceilings: tuple[CeilingRow, ...] = ()
     arrivals: tuple[ArrivalRow, ...] = ()
+    ceilings_sentence: str = ""
+    """What the ceilings say, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
