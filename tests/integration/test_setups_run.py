@@ -1,6 +1,7 @@
 """`agprof run --setup one-node --setup two-nodes`: real ranks on both, and a comparison that explains the step time."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,10 @@ setups:
 def run(folder: Path, *words: str, timeout_s: float) -> tuple[Path, CompareAnswer, str]:
     """The folder of all runs, the comparison, and what was said on stderr."""
     command = [sys.executable, "-P", "-m", "agprof", "run", *words, "--out", str(folder / "runs")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False)
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=timeout_s, check=False, env=environ
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     page = Path(done.stdout.splitlines()[-1])
     assert page.is_file()
@@ -107,6 +111,7 @@ def test_a_slow_link_is_told_from_everything_else(tmp_path: Path) -> None:
         ("node1", "10.77.0.2", 1),
     ]
     assert manifest["environment_changes"]["WHERE"] == "far"
+    assert "PYTHONUNBUFFERED" not in manifest["environment_changes"], "it is what the user has here"
     assert json.loads((one / "run.json").read_text())["nodes"] == 1
 
     assert [side.label for side in answer.sides] == ["one-node", "two-nodes"]
