@@ -7,7 +7,7 @@ from statistics import median
 from agprof.model.answers import Finding, RunAnswers
 from agprof.model.figure import Kpi
 from agprof.model.format import format_value
-from agprof_reports import compute, energy, memory, monitor, oom, rlhf, system, tables, trace
+from agprof_reports import clocks, compute, energy, memory, monitor, oom, rlhf, system, tables, trace
 from agprof_reports.charts.communication import collectives
 from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
@@ -96,6 +96,7 @@ def build(answers: RunAnswers, *, most: Most | None = None) -> Page:
             system.section(answers.system, groups, run, _kpis(answers.system.figures, answers), most.points),
             *((energy.section(answers.energy),) if answers.energy is not None else ()),
             _ranks(answers, groups),
+            *((clocks.section(answers.clocks),) if answers.clocks is not None else ()),
             _configuration(answers),
             _quality(answers),
         ),
