@@ -21,6 +21,7 @@ import polars as pl
 
 from agprof.analysis.comm import bus_factor
 from agprof.analysis.comm_calls import matched_calls
+from agprof.analysis.comm_ceilings import alpha_of
 from agprof.analysis.compare_sides import ComparedRun, ComparedSide
 from agprof.analysis.compare_waterfall import Part
 from agprof.analysis.intervals import covered_until
@@ -42,7 +43,7 @@ class OpAmounts:
     total_bytes: Fraction = ZERO
     wire_bytes: Fraction = ZERO
     transfer: Fraction = ZERO
-    """ns of the shortest durations over the ranks, latency included."""
+    """ns of the shortest services over the ranks, latency included."""
     latency: Fraction = ZERO
 
 
@@ -80,9 +81,7 @@ def _transfer_parts(a: CommAmounts, b: CommAmounts, with_latency: bool) -> list[
     moved = [(x.transfer - x.latency, y.transfer - y.latency) for _, x, y in pairs]
     bytes_a, bytes_b = (sum((rates[i] for rates in at_mean_rate), ZERO) for i in (0, 1))
     all_a, all_b = (sum((times[i] for times in moved), ZERO) for i in (0, 1))
-    method = (
-        "transfer: shortest service over the ranks of matching calls; bytes at both sides' mean time per wire byte"
-    )
+    method = "transfer: shortest service over the ranks of matching calls; bytes at both sides' mean time per wire byte"
     return [
         _part("bytes", "Bytes", bytes_a, bytes_b, _bytes_evidence(pairs), method),
         _part(
@@ -209,7 +208,9 @@ def _served(run: ComparedRun) -> pl.DataFrame:
     calls = matched_calls(view).filter(pl.col("duration_ns").is_not_null() & (pl.col("duration_ns") >= 0))
     calls = calls.with_columns(done=pl.col("start_ns") + pl.col("duration_ns")).sort("rank", "done", "start_ns")
     calls = calls.with_columns(
-        begun=pl.max_horizontal("start_ns", pl.col("done").shift(1).over("rank"))  # sorted: the last one's is the latest
+        begun=pl.max_horizontal(
+            "start_ns", pl.col("done").shift(1).over("rank")
+        )  # sorted: the last one's is the latest
     )
     standing = standing_in_collectives(view.tables["collectives"], view.tables["waits"])
     ends = covered_until(calls.select("rank", at_ns="done"), standing)
@@ -230,20 +231,12 @@ def _kinds(side: ComparedSide) -> set[_Key]:
 
 
 def _alphas(side: ComparedSide) -> dict[_Key, int]:
-    """Latency by operation and size of the group, of the run's own measured ceilings."""
+    """Latency in ns by operation and size of the group, of the run's own measured ceilings."""
     found: dict[_Key, int] = {}
-    for run in side.runs:
-        backend = str(run.view.fact("dist.backend") or "")
-        nodes = run.answers.identity.nodes or 1
-        curves = [
-            curve
-            for ceiling in run.view.run.comm_ceilings
-            if not backend or ceiling.backend in backend
-            for curve in ceiling.curves
-        ]
-        for curve in sorted(curves, key=lambda curve: -abs(curve.nodes - nodes)):
-            if curve.fit is not None and curve.fit.alpha_ns > 0:
-                found[curve.op, curve.group_size] = round(curve.fit.alpha_ns)
+    for op, size in _kinds(side):
+        alphas = [alpha for run in side.runs if (alpha := alpha_of(run.view, op, size)) is not None]
+        if alphas:
+            found[op, size] = max(0, round(alphas[0]))
     return found
 
 

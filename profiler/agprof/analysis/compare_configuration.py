@@ -43,6 +43,15 @@ _RULES: tuple[tuple[str, Weight, str], ...] = (
 )  # fmt: skip
 """The first that matches the whole key (without regard to case) decides."""
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), weight, why) for pattern, weight, why in _RULES)
+_RESULTS = re.compile(
+    r"(memory|output|energy)\..*|optimizer\.state.*|deepspeed\.(lr|checkpoint_calls|persistent_params)|.*_time_ns"
+)
+"""Facts that a run found and nobody set: they are compared as figures, or not at all."""
+_TOLD_BETTER = {
+    "environment.OMP_NUM_THREADS": "omp_num_threads",
+    "workload.launch.env.OMP_NUM_THREADS": "omp_num_threads",
+}
+"""Settings whose effect is a fact of every rank, whoever set it: launchers set some by themselves."""
 _ORDER: dict[Weight, int] = {"breaks": 0, "matters": 1, "expected": 2, "harmless": 3}
 
 
@@ -61,7 +70,7 @@ def weigh(key: str) -> tuple[Weight, str]:
 def configuration_rows(sides: Sequence[ComparedSide]) -> tuple[ConfigurationRow, ...]:
     """Keys whose values are not the same on all sides: what weighs most first."""
     tables = [{**work(side.first), **dict(side.first.answers.configuration)} for side in sides]
-    keys = list(dict.fromkeys(key for table in tables for key in table))
+    keys = [key for key in dict.fromkeys(key for table in tables for key in table) if _is_setting(key, tables)]
     rows = []
     for key in keys:
         values = tuple(_cut(table.get(key)) for table in tables)
@@ -69,6 +78,14 @@ def configuration_rows(sides: Sequence[ComparedSide]) -> tuple[ConfigurationRow,
             weight, why = weigh(key)
             rows.append(ConfigurationRow(key=key, values=values, weight=weight, why=why))
     return tuple(sorted(rows, key=lambda row: _ORDER[row.weight]))
+
+
+def _is_setting(key: str, tables: Sequence[dict[str, str]]) -> bool:
+    """Not a result, and not told better by another key. What agprof changes of the environment shows in the rest."""
+    better = _TOLD_BETTER.get(key)
+    if key.startswith("environment_changes.") or _RESULTS.fullmatch(key):
+        return False
+    return better is None or any(better not in table for table in tables)
 
 
 def _cut(value: str | None) -> str | None:

@@ -175,20 +175,31 @@ def difference_of_steps(a: Sequence[float], b: Sequence[float], statistic: Stati
     """Two single runs by their steps (at least MIN_STEPS each): moving-block bootstrap.
 
     It knows how much the steps of these two runs vary and nothing of how much a run varies from the next. p: the
-    difference over the bootstrap's standard error, against Student's t with (blocks - 1) degrees of freedom.
+    difference over the bootstrap's standard error, on the scale of logarithms where all is above 0 (so that a time and
+    its rate have the same), against Student's t with (blocks - 1) degrees of freedom.
     """
     (of_a, length_a), (of_b, length_b) = block_resamples(a, statistic), block_resamples(b, statistic)
     at_a, at_b = statistic_of(a, statistic), statistic_of(b, statistic)
     blocks = min(len(a) // length_a, len(b) // length_b)
-    error = math.sqrt(float(of_a.var()) + float(of_b.var()))
-    seen = abs(at_b - at_a)
-    p = two_sided_p(seen / error, blocks - 1) if error > 0 else (0.0 if seen else 1.0)
+    p = _bootstrap_p((at_a, of_a), (at_b, of_b), blocks - 1)
     lengths = sorted({length_a, length_b})
     method = (
         f"{statistic} over {len(a)} and {len(b)} steady steps of single runs; moving-block bootstrap, blocks of "
         f"{' and '.join(map(str, lengths))}: how runs vary among themselves is not in it"
     )
     return _from_resamples(at_a, at_b, [of_a, of_b], tail=_tail(blocks), p=p, least=0.0, method=method)
+
+
+def _bootstrap_p(a: tuple[float, Floats], b: tuple[float, Floats], freedom: int) -> float:
+    """`a`, `b`: the statistic and its resamples."""
+    (at_a, of_a), (at_b, of_b) = a, b
+    if min(at_a, at_b, float(of_a.min()), float(of_b.min())) > 0:
+        (at_a, of_a), (at_b, of_b) = ((math.log(at), np.log(of)) for at, of in (a, b))
+    error = math.sqrt(float(of_a.var()) + float(of_b.var()))
+    seen = abs(at_b - at_a)
+    if error <= 1e-12 * max(abs(at_a), abs(at_b)):
+        return 0.0 if seen > 0 else 1.0
+    return two_sided_p(seen / error, freedom)
 
 
 def interval_of_steps(values: Sequence[float], statistic: Statistic) -> tuple[float, float] | None:

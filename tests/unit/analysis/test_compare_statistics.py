@@ -171,6 +171,15 @@ def test_a_run_and_itself_differ_by_nothing() -> None:
     assert found.p == 1.0
 
 
+def test_a_time_and_its_rate_have_the_same_p() -> None:
+    drawn = random.Random(8)
+    a, b = ([drawn.lognormvariate(shift, 0.4) for _ in range(21)] for shift in (0.0, 0.3))
+    rates = [[1 / value for value in reversed(values)] for values in (a, b)]
+    p = difference_of_steps(a, b, "median").p
+    assert 0.001 < p < 0.5
+    assert difference_of_steps(*rates, "median").p == pytest.approx(p, rel=0.2)  # resampled anew
+
+
 def test_constant_steps_that_differ_do_so_for_certain() -> None:
     found = difference_of_steps([100.0] * 8, [101.0] * 8, "median")
     assert found.absolute == (1.0, 1.0, 1.0)

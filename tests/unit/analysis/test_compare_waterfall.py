@@ -140,13 +140,17 @@ def call(
     }  # fmt: skip
 
 
-def run_of_calls(step_ns: int, *calls: dict[str, Any], ranks: int = 2, alpha_ns: float | None = None) -> ComparedRun:
+def run_of_calls(
+    step_ns: int, *calls: dict[str, Any], ranks: int = 2, alpha_ns: float | None = None, waits: Any = ()
+) -> ComparedRun:
     """Ranks with one step of that length each, and these collectives."""
     steps = [
         {"rank": rank, "step": 0, "start_ns": 0, "end_ns": step_ns, "micro_steps": 1, "profiled": False}
         for rank in range(ranks)
     ]
-    run = run_of(Path("made"), ranks, {"steps": steps, "collectives": list(calls)})
+    facts = [{"rank": 0, "time_ns": 0, "key": "dist.backend", "value": '"gloo"'}]
+    rows = {"steps": steps, "collectives": list(calls), "waits": list(waits), "facts": facts}
+    run = run_of(Path("made"), ranks, rows)
     if alpha_ns is not None:
         run = replace(run, comm_ceilings=(ceiling(alpha_ns),))
     return ComparedRun(answers=varied("two ranks").answers, view=prepare(run))
@@ -208,15 +212,39 @@ def test_communication_that_one_side_lacks_is_bytes() -> None:
     assert parts_of(a, b)["bytes"] == (0, 200)
 
 
+def wait(rank: int, start: int, end: int) -> dict[str, Any]:
+    return {"rank": rank, "step": 0, "op": "all_reduce", "start_ns": start, "end_ns": end, "thread": 1}
+
+
+def in_flight(rank: int, start: int, end: int) -> dict[str, Any]:
+    """An asynchronous collective whose call takes 10 ns."""
+    return call(rank, start, start + 10) | {"async_op": True, "end_ns": end}
+
+
 def test_what_an_asynchronous_caller_does_not_stand_in_is_hidden() -> None:
     """200 ns in flight, of which the caller stands 10 issuing and 50 waiting."""
-    calls = [
-        call(rank, 100, 110) | {"async_op": True, "end_ns": 300, "wait_ns": 50} for rank in range(2)
-    ]  # fmt: skip
-    run = run_of_calls(1000, *calls)
+    run = run_of_calls(
+        1000, *(in_flight(rank, 100, 300) for rank in range(2)), waits=[wait(rank, 250, 300) for rank in range(2)]
+    )
     amounts = side_amounts(side(run), {})
-    assert (amounts.hidden, amounts.skew, amounts.split) == (140, 0, 60)
+    assert (amounts.hidden, amounts.skew, amounts.split, amounts.exposed) == (140, 0, 60, 60)
     assert parts_of(run, run)["overlap"] == (-140, -140)
+
+
+def test_calls_in_flight_at_once_are_served_one_after_another() -> None:
+    """Three calls issued together take 100 ns each: 300 ns of transfer and not 100 + 200 + 300."""
+    calls = [in_flight(rank, 100 + 10 * at, 200 + 100 * at) for rank in range(2) for at in range(3)]
+    run = run_of_calls(1000, *calls, waits=[wait(rank, 130, 400) for rank in range(2)])
+    amounts = side_amounts(side(run), {})
+    assert amounts.ops["all_reduce"].transfer == 300
+    assert (amounts.hidden, amounts.skew, amounts.split, amounts.exposed) == (0, 0, 300, 300)
+
+
+def test_what_a_caller_stands_in_after_completion_is_the_remainder() -> None:
+    run = run_of_calls(
+        1000, *(in_flight(rank, 100, 300) for rank in range(2)), waits=[wait(rank, 110, 340) for rank in range(2)]
+    )
+    assert parts_of(run, run)["other"] == (40, 40)
 
 
 def test_calls_without_partners_or_sizes_are_the_remainder() -> None:
