@@ -22,12 +22,22 @@ from agprof.model.compare_answers import (
     KpiRow,
     Waterfall,
 )
+from agprof.model.figure import Curve
 from agprof.model.format import format_value, percent
 from agprof.model.version import __version__
 
 
-def compare(sides: Sequence[ComparedSide], *, baseline: int = 0, gates: Sequence[Gate] = ()) -> CompareAnswer:
-    """Compare two to sixteen sides with one of them. Raises ConfigError when there are fewer or more."""
+def compare(
+    sides: Sequence[ComparedSide],
+    *,
+    baseline: int = 0,
+    gates: Sequence[Gate] = (),
+    overlays: tuple[tuple[Curve, ...], ...] | None = None,
+) -> CompareAnswer:
+    """Compare two to sixteen sides with one of them. Raises ConfigError when there are fewer or more.
+
+    `overlays`: those of the same sides, where they are known; they do not depend on the baseline.
+    """
     if not 2 <= len(sides) <= MOST_SIDES:
         raise ConfigError(
             f"{len(sides)} side{'' if len(sides) == 1 else 's'} to compare; there must be 2 to {MOST_SIDES}"
@@ -53,7 +63,7 @@ def compare(sides: Sequence[ComparedSide], *, baseline: int = 0, gates: Sequence
         moved=moved_rows(sides, baseline),
         scaling=scaling(sides),
         forecast=forecast_comparison([(side.label, [run.view for run in side.runs]) for side in sides], baseline),
-        overlays=tuple(overlay(side) for side in sides),
+        overlays=overlays if overlays is not None else tuple(overlay(side) for side in sides),
         gates=gate_rows(gates, kpis, baseline, labels),
         methods=METHODS,
     )

@@ -77,9 +77,11 @@ def compare(
 
         conditions = [read_gate(text) for text in gates or ()]
         console = Console(stderr=True, highlight=False)
-        sides, first = read_sides(runs or (), groups or (), baseline, console, plain=plain or not console.is_terminal)
-        answer = _compared(sides, first, conditions)
-        written = write_comparison(answer, out, other_baselines(sides, first))
+        quiet = plain or not console.is_terminal
+        sides, first = read_sides(runs or (), groups or (), baseline, console, plain=quiet)
+        with nullcontext() if quiet else console.status("comparing"):
+            answer, others = _compared(sides, first, conditions)
+            written = write_comparison(answer, out, others)
         _tell(answer, written, markdown, as_json=as_json)
     except AgprofError as error:
         raise _as_fault(error) from error.__cause__
@@ -106,22 +108,21 @@ def compare_folders(runs: Sequence[Path], console: "Console", *, plain: bool, ou
     Raises StoreError, ConfigError.
     """
     sides, first = read_sides(runs, (), None, console, plain=plain)
-    answer = _compared(sides, first, ())
-    write_comparison(answer, out, other_baselines(sides, first))
+    with nullcontext() if plain else console.status("comparing"):
+        answer, others = _compared(sides, first, ())
+        write_comparison(answer, out, others)
     return answer
 
 
-def other_baselines(sides: "Sequence[ComparedSide]", first: int) -> "list[CompareAnswer]":
-    """The same sides compared with each of the others, for the page's selector; none where there are many sides."""
-    if not 2 <= len(sides) <= _MOST_BASELINES:
-        return []
-    return [_compared(sides, at, ()) for at in range(len(sides)) if at != first]
-
-
-def _compared(sides: "Sequence[ComparedSide]", first: int, gates: Sequence[Any]) -> "CompareAnswer":
+def _compared(
+    sides: "Sequence[ComparedSide]", first: int, gates: Sequence[Any]
+) -> "tuple[CompareAnswer, list[CompareAnswer]]":
+    """The comparison; and the same sides compared with each of the others, for the page's selector, where few."""
     from agprof.analysis.compare import compare as compare_sides
 
-    return compare_sides(sides, baseline=first, gates=gates)
+    answer = compare_sides(sides, baseline=first, gates=gates)
+    others = range(len(sides)) if len(sides) <= _MOST_BASELINES else ()
+    return answer, [compare_sides(sides, baseline=at, overlays=answer.overlays) for at in others if at != first]
 
 
 def read_sides(
