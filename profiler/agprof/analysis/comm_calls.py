@@ -54,6 +54,8 @@ def _with_pairs(calls: pl.DataFrame) -> pl.DataFrame:
     """Sends and recvs matched by their peers: the k-th from one rank to another, where there are as many of both."""
     kind = pl.col("op").str.extract("^(?:send|recv)(|_object)$")
     sends = pl.col("op").str.starts_with("send")
+    if not calls.select(kind.is_not_null().any()).item():
+        return calls
     calls = calls.with_row_index("row")
     sides = (
         calls.with_columns(kind=kind, peer=pl.col("peers").cast(pl.Int64, strict=False))

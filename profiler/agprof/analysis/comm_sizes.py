@@ -12,10 +12,13 @@ def size_bins(calls: pl.DataFrame, rank_steps: int) -> tuple[SizeBin, ...]:
     """
     if not calls.height or not rank_steps:
         return ()
-    known = calls.drop_nulls("bytes").with_columns(
-        low=pl.col("bytes").map_elements(_low, return_dtype=pl.Int64), stood=pl.col("stood_ns").clip(0)
+    sizes = (
+        calls.drop_nulls("bytes").group_by("op", "bytes").agg(calls=pl.len(), stood=pl.col("stood_ns").clip(0).sum())
     )
-    bins = known.group_by("op", "low").agg(calls=pl.len(), bytes=pl.col("bytes").sum(), stood=pl.col("stood").sum())
+    sizes = sizes.with_columns(low=pl.col("bytes").map_elements(_low, return_dtype=pl.Int64))
+    bins = sizes.group_by("op", "low").agg(
+        pl.col("calls").sum(), pl.col("stood").sum(), bytes=(pl.col("bytes") * pl.col("calls")).sum()
+    )
     return tuple(
         SizeBin(
             op=row["op"],

@@ -5,6 +5,8 @@ All times are of a rank's own clock: how long it waited for others is known from
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from agprof.analysis.comm_calls import SYNCHRONISING
@@ -12,7 +14,7 @@ from agprof.analysis.comm_overlap import mean_figure
 from agprof.analysis.parts import reducer_waits
 from agprof.analysis.ranks import rank_streams
 from agprof.analysis.statistics import median_figure
-from agprof.analysis.straggler_causes import Look, likely_cause
+from agprof.analysis.straggler_causes import LikelyCause, Look, likely_cause
 from agprof.analysis.trace_stragglers import tail
 from agprof.analysis.view import View
 from agprof.model.format import format_value, percent
@@ -27,6 +29,12 @@ WORTH_A_WORD = 0.02
 """Of the step: less waiting than this is no waiting."""
 MOST_CELLS = 200_000
 """Of ranks x steps that are kept; of longer runs every k-th step is."""
+MOST_LOOKED_INTO = 32
+"""Ranks whose cause is looked for: those that are slower by most where they are the slowest."""
+NOT_LOOKED_INTO = LikelyCause("not known", f"not looked into: {MOST_LOOKED_INTO} ranks are slower", "measured")
+
+Int64s = npt.NDArray[np.int64]
+Float64s = npt.NDArray[np.float64]
 
 
 def analyse_stragglers(view: View, calls: pl.DataFrame, mapping: Sequence[GpuMapping] = ()) -> StragglerAnswer | None:
@@ -146,25 +154,27 @@ def _rows(
     slowest: Mapping[int, int],
     mapping: Sequence[GpuMapping],
 ) -> tuple[StragglerRow, ...]:
-    count = steady["step"].n_unique()
-    # Against the median of the others, so that of two ranks one is as much above as the other is below.
-    excess = {rank: _excess(steady, rank) for rank in ranks}
+    own = steady.sort("rank", "step")["own_ns"].to_numpy().reshape(len(ranks), -1)
+    excess = own - median_of_others(own)
+    order = np.argsort(-_excess_where_slowest(own, excess), kind="stable")
+    looked = {ranks[at] for at in order[:MOST_LOOKED_INTO]}
     streams = rank_streams(view)
     look = Look.at(view, steady, mapping)
     rows = []
-    for rank in ranks:
-        own = steady.filter(pl.col("rank") == rank)["own_ns"].to_list()
-        cause = likely_cause(look, rank)
+    for at, rank in enumerate(ranks):
+        cause = likely_cause(look, rank) if rank in looked else NOT_LOOKED_INTO
         host = streams[rank].header.get("host") if rank in streams else None
         rows.append(
             StragglerRow(
                 rank=rank,
                 node=view.node_of.get(rank, 0),
                 host=None if host is None else str(host),
-                slowest_share=slowest.get(rank, 0) / count,
-                own_time=median_figure(own, "ns", method="step minus waiting for others, steady steps", reason=""),
+                slowest_share=slowest.get(rank, 0) / own.shape[1],
+                own_time=median_figure(
+                    own[at].tolist(), "ns", method="step minus waiting for others, steady steps", reason=""
+                ),
                 excess=median_figure(
-                    excess[rank], "ns", method="own time above the median of the other ranks, steady steps", reason=""
+                    excess[at].tolist(), "ns", method="own time above the median of the others, steady steps", reason=""
                 ),
                 cause=cause.cause,
                 evidence=cause.evidence,
@@ -174,11 +184,32 @@ def _rows(
     return tuple(sorted(rows, key=lambda row: (-(row.excess.value or 0.0), -row.slowest_share, row.rank)))
 
 
-def _excess(steady: pl.DataFrame, rank: int) -> list[float]:
-    """Per step the rank's own time above the median of the others'."""
-    mine = steady.filter(pl.col("rank") == rank).select("step", mine="own_ns")
-    others = steady.filter(pl.col("rank") != rank).group_by("step").agg(others=pl.col("own_ns").median())
-    return mine.join(others, on="step").sort("step").select(pl.col("mine") - pl.col("others")).to_series().to_list()
+def median_of_others(values: Int64s) -> Float64s:
+    """[rank][step]: the median of the step's values of the other ranks.
+
+    >>> median_of_others(np.array([[1], [5], [9], [7]])).tolist()
+    [[7.0], [7.0], [5.0], [5.0]]
+    """
+    n = len(values)
+    ordered = np.sort(values, axis=0)
+    place = np.argsort(np.argsort(values, axis=0, kind="stable"), axis=0, kind="stable")
+
+    def other(at: int) -> Int64s:
+        """The one at that place among the others: behind the rank's own place all move up by one."""
+        found: Int64s = np.where(place <= at, ordered[min(at + 1, n - 1)], ordered[at])
+        return found
+
+    low, high = other((n - 2) // 2), other((n - 1) // 2)
+    return (low + high) / 2
+
+
+def _excess_where_slowest(own: Int64s, excess: Float64s) -> Float64s:
+    """Per rank its mean excess over the steps in which it is the slowest; over all where it never is."""
+    slowest = own == own.max(axis=0)
+    count = slowest.sum(axis=1)
+    sums = np.where(slowest, excess, 0.0).sum(axis=1)
+    found: Float64s = np.where(count > 0, sums / np.maximum(count, 1), excess.mean(axis=1))
+    return found
 
 
 def _sentence(

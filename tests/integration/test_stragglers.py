@@ -1,0 +1,103 @@
+"""Ranks slowed on purpose are found, with the cause; ranks that take turns are not taken for one that is slow."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agprof.store import layout
+
+SCRIPT = Path(__file__).parent / "scripts" / "slow_rank.py"
+WORKLOAD = """
+name: slow-rank
+script: {script}
+args: {{preset: tiny, framework: ddp, held-out: 0, steps: {steps}}}
+launch: {{launcher: torchrun, ranks_per_node: 2, env: {{OMP_NUM_THREADS: "1"{env}}}}}
+profile: {{level: default, profile_step: 2, total_steps: {steps}, warmup_steps: 3}}
+"""
+BUSY = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])}); print(flush=True)\nwhile True: pass"
+
+pytestmark = pytest.mark.slow
+
+
+def report_of(command: list[str], out: Path) -> dict[str, Any]:
+    arguments = [sys.executable, "-m", "agprof", "run", *command, "--plain", "--out", str(out)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    (folder,) = out.iterdir()
+    report: dict[str, Any] = json.loads((folder / layout.REPORT_JSON).read_text())
+    assert not [problem for problem in report["quality"]["problems"] if "fault" in problem]
+    return report
+
+
+def slow_rank(tmp_path: Path, steps: int, env: str = "") -> dict[str, Any]:
+    workload = tmp_path / "workload.yaml"
+    workload.write_text(WORKLOAD.format(script=SCRIPT, steps=steps, env=env))
+    return report_of([str(workload)], tmp_path / "runs")
+
+
+@contextmanager
+def busy_programs(core: int, count: int) -> Iterator[None]:
+    """Programs that want all of a core."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", BUSY, str(core)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for _ in range(count)
+    ]
+    try:
+        for program in started:
+            assert program.stdout is not None
+            program.stdout.readline()
+        yield
+    finally:
+        for program in started:
+            program.kill()
+            program.communicate()
+
+
+def test_a_rank_that_sleeps_in_its_data_loader_is_found(tmp_path: Path) -> None:
+    """Four blocks a step, 15 ms each: 60 ms a step."""
+    report = slow_rank(tmp_path, 40, ', SLOW_LOADER: "1"')
+    answer = report["stragglers"]
+    first = answer["rows"][0]
+    assert answer["persistent"], answer["sentence"]
+    assert answer["p_value"] < 0.01
+    assert (first["rank"], first["cause"], first["confidence"]) == (1, "data", "measured"), answer
+    assert first["slowest_share"] > 0.8
+    assert 0.5 * 60e6 < first["excess"]["value"] < 2 * 60e6
+    # while rank 1 sleeps rank 0 waits: half of that for the mean rank
+    assert 0.5 * 30e6 < answer["lost_per_step"]["value"] < 2 * 30e6
+    found = {finding["key"]: finding for finding in report["findings"]}
+    assert found["straggler"]["title"] == "Rank 1 holds the others up"
+    assert "Likely cause: data" in found["straggler"]["evidence"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each rank")
+def test_a_rank_whose_core_is_wanted_by_others_is_found(tmp_path: Path) -> None:
+    core = sorted(os.sched_getaffinity(0))[1]
+    with busy_programs(core, 3):
+        answer = slow_rank(tmp_path, 60)["stragglers"]
+    first = answer["rows"][0]
+    assert answer["persistent"], answer["sentence"]
+    assert (first["rank"], first["cause"]) == (1, "CPU taken away"), answer
+    assert "has no CPU" in first["evidence"]
+
+
+def test_ranks_that_throw_their_own_coins_take_turns(tmp_path: Path) -> None:
+    """AnomalyGPT's coin for the memory bank, decorrelated: who has heads is slow in that step, and nobody always."""
+    sets = ("launch.ranks_per_node=2", "args.steps=40", "args.decorrelate=true", "profile.total_steps=40")
+    report = report_of(["anomalygpt", *(word for one in sets for word in ("--set", one))], tmp_path / "runs")
+    answer = report["stragglers"]
+    assert not answer["persistent"], answer["sentence"]
+    rows = {row["rank"]: row for row in answer["rows"]}
+    for rank in (0, 1):
+        assert rows[rank]["slowest_share"] >= 0.2, answer["sentence"]
+        assert rows[rank]["cause"] == "more work", rows
+        assert "`memory_bank`" in rows[rank]["evidence"]
+    assert "straggler" not in {finding["key"] for finding in report["findings"]}
+    assert "uneven-work" in {finding["key"] for finding in report["findings"]}
