@@ -166,7 +166,7 @@ class Bench:
             estimate_s = self._slowest(self._burst(call, WARM_UP))
         calls = max(1, min(MAX_CALLS, round(BURST_S / max(estimate_s, 1e-9))))
         left_s = self._least(deadline - time.monotonic())
-        repeats = max(LEAST_REPEATS, min(REPEATS, int(left_s / max(estimate_s * calls, 1e-9))))
+        repeats = max(LEAST_REPEATS, int(min(REPEATS, left_s / max(estimate_s * calls, 1e-9))))
         times = [max(1, round(self._slowest(self._burst(call, calls)) * 1e9)) for _ in range(repeats)]
         return {
             "bytes": total_bytes,

@@ -24,25 +24,28 @@ def fit(points: Sequence[tuple[float, float]]) -> AlphaBeta | None:
         return None
     weights = [1 / time**2 for _, time in usable]
     w = sum(weights)
-    wx = sum(weight * size for weight, (size, _) in zip(weights, usable, strict=True))
-    wxx = sum(weight * size**2 for weight, (size, _) in zip(weights, usable, strict=True))
-    wy = sum(weight * time for weight, (_, time) in zip(weights, usable, strict=True))
-    wxy = sum(weight * size * time for weight, (size, time) in zip(weights, usable, strict=True))
-    determinant = w * wxx - wx**2
-    alpha = (wxx * wy - wx * wxy) / determinant
-    beta = (w * wxy - wx * wy) / determinant
+    mean_x = sum(weight * size for weight, (size, _) in zip(weights, usable, strict=True)) / w
+    mean_y = sum(weight * time for weight, (_, time) in zip(weights, usable, strict=True)) / w
+    # About the means: sums of squares of sizes would cancel.
+    sxx = sum(weight * (size - mean_x) ** 2 for weight, (size, _) in zip(weights, usable, strict=True))
+    sxy = sum(weight * (size - mean_x) * (time - mean_y) for weight, (size, time) in zip(weights, usable, strict=True))
+    if not sxx > 0:
+        return None
+    beta = sxy / sxx
+    alpha = mean_y - beta * mean_x
     if alpha < 0:
-        alpha, beta = 0.0, wxy / wxx
+        wxx = sxx + w * mean_x**2
+        alpha, beta = 0.0, (sxy + w * mean_x * mean_y) / wxx
     elif beta < 0:
-        alpha, beta = wy / w, 0.0
+        alpha, beta = mean_y, 0.0
     relative = [(time - alpha - beta * size) / time for size, time in usable]
     variance = sum(error**2 for error in relative) / max(1, len(usable) - 2)
     against = [(time - alpha - beta * size) / (alpha + beta * size) for size, time in usable if alpha + beta * size > 0]
     return AlphaBeta(
         alpha_ns=alpha,
-        alpha_error_ns=math.sqrt(variance * wxx / determinant),
+        alpha_error_ns=math.sqrt(variance * (1 / w + mean_x**2 / sxx)),
         beta_ns_per_byte=beta,
-        beta_error_ns_per_byte=math.sqrt(variance * w / determinant),
+        beta_error_ns_per_byte=math.sqrt(variance / sxx),
         relative_rms=math.sqrt(sum(error**2 for error in against) / len(against)),
         worst=max(map(abs, against)),
     )

@@ -4,7 +4,6 @@ The alpha-beta model: a collective over n ranks takes t(S) = alpha + beta S, S t
 is the latency that is paid however little is sent, 1 / beta the algorithm bandwidth that large messages approach.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -180,6 +179,6 @@ def _count(value: Mapping[Any, Any], key: str, least: int, *, most: int = _MOST)
 def _amount(value: Mapping[Any, Any], key: str) -> float:
     number = value.get(key)
     good = isinstance(number, int | float) and not isinstance(number, bool)
-    if not good or not math.isfinite(amount := float(number)) or not 0 <= amount <= _MOST:  # type: ignore[arg-type]
+    if not good or not 0 <= number <= _MOST:  # type: ignore[operator]
         raise ValueError(f"has no finite {key} of 0 or more")
-    return amount
+    return float(number)  # type: ignore[arg-type]
