@@ -127,13 +127,14 @@ def per_step(run: ComparedRun, what: str) -> float | None:
 def judge(sides: Sequence[ComparedSide], rows: Sequence[ConfigurationRow]) -> tuple[Comparable, tuple[str, ...]]:
     """Whether the sides can be compared, and the reasons why not, or the reservations."""
     broken = [*_different_work(rows), *_nothing_measured(sides), *_batch_unknown(sides, rows)]
-    doubts = [*_problems(sides), *_uneven_repeats(sides), *_what_matters(rows)]
+    doubts = [*_unknown_work(sides), *_problems(sides), *_uneven_repeats(sides), *_what_matters(rows)]
     verdict: Comparable = "not comparable" if broken else "with reservations" if doubts else "comparable"
     return verdict, tuple(_sentence(reason) for reason in [*broken, *doubts])
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    """With a full stop. The case stays: a reason begins with a key or a side's label."""
+    return text if text.endswith(".") else f"{text}."
 
 
 def _different_work(rows: Sequence[ConfigurationRow]) -> Iterator[str]:
@@ -166,6 +167,13 @@ def _batch_unknown(sides: Sequence[ComparedSide], rows: Sequence[ConfigurationRo
         )
 
 
+def _unknown_work(sides: Sequence[ComparedSide]) -> Iterator[str]:
+    """Runs without instruments, as imported ones."""
+    unknown = [side.label for side in sides if side.first.answers.compute.params.value is None]
+    if unknown:
+        yield f"The model of {' and '.join(unknown)} is not known: whether the runs do the same work can't be told"
+
+
 def _problems(sides: Sequence[ComparedSide]) -> Iterator[str]:
     for side in sides:
         for problem in told(side).problems:
@@ -178,7 +186,7 @@ def _uneven_repeats(sides: Sequence[ComparedSide]) -> Iterator[str]:
         works = [work(run) | {"hosts": ""} for run in side.runs]
         keys = sorted({key for other in works for key in other if other[key] != works[0].get(key)})
         if keys:
-            yield f"the repeats of {side.label} differ among themselves in {', '.join(keys[:_MOST_NAMED])}"
+            yield f"The repeats of {side.label} differ among themselves in {', '.join(keys[:_MOST_NAMED])}"
 
 
 def _what_matters(rows: Sequence[ConfigurationRow]) -> Iterator[str]:

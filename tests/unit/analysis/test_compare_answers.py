@@ -173,10 +173,19 @@ def test_another_version_is_a_reservation_and_another_host_none() -> None:
     run = made()
     answer = between(run, with_facts(run, **{"torch.version": "2.14.0"}))
     assert answer.comparable == "with reservations"
-    assert answer.reasons == ("Torch.version differs (2.13.0 / 2.14.0): a different version of software.",)
+    assert answer.reasons == ("torch.version differs (2.13.0 / 2.14.0): a different version of software.",)
     harmless = between(run, with_facts(run, **{"host.hostname": "elsewhere"}))
     assert (harmless.comparable, harmless.reasons) == ("comparable", ())
     assert harmless.configuration[0].weight == "harmless"
+
+
+def test_a_model_that_is_not_known_is_a_reservation() -> None:
+    run = made()
+    compute = run.answers.compute
+    unknown = replace(run.answers, compute=replace(compute, params=replace(compute.params, value=None)))
+    answer = between(run, replace(run, answers=unknown))
+    assert answer.comparable == "with reservations"
+    assert answer.reasons[0] == "The model of b is not known: whether the runs do the same work can't be told."
 
 
 def test_setups_may_differ_in_nodes() -> None:
