@@ -52,7 +52,7 @@ def bench_comm(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="About 10 seconds, fewer and smaller sizes.")] = False,
 ) -> int:
-    """Measure what the links between ranks can do, as a ceiling for runs.
+    """Measure what the links between ranks can do.
 
     Times collectives over sizes from 1 KiB on and fits latency and bandwidth to each: t = alpha + beta S. The results
     go into agprof's cache; `agprof run` copies them into each run, whose report then holds each kind of collective

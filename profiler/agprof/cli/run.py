@@ -107,7 +107,7 @@ def run(
     lines = plain or not console.is_terminal or console.is_dumb_terminal
     if setups:
         from agprof.cli.run_nodes import dry_setups, run_on
-        from agprof.cli.run_setups import run_setups
+        from agprof.cli.run_setups import run_in_turns
         from agprof.config.setup_choice import choose_setups
 
         jobs = choose_setups(loaded.workload, setups)
@@ -117,7 +117,7 @@ def run(
         def run_one(job: "SetupJob", folder: Path, mark: Mapping[str, Any]) -> int:
             return run_on(loaded, job, folder, mark, console, plain=lines, plan=plan)
 
-        return run_setups(jobs, run_one, name=loaded.workload.name, repeats=repeats, out=out, console=console)
+        return run_in_turns(jobs, run_one, name=loaded.workload.name, repeats=repeats, out=out, console=console)
     if dry_run:
         return print_plan(loaded, out)
     return run_here(loaded, out, console, plain=lines, plan=plan)

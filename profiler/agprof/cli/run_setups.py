@@ -21,7 +21,7 @@ RunOne = Callable[["SetupJob", Path, Mapping[str, Any]], int]
 """Runs a job into a new folder below the given one, whose manifest gets the marks; returns the exit code."""
 
 
-def run_setups(
+def run_in_turns(
     jobs: Sequence["SetupJob"], run_one: RunOne, *, name: str, repeats: int, out: Path, console: "Console"
 ) -> int:
     """Run every setup `repeats` times and compare; the first failure's exit code, or 0.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from agprof.cli.main import main
-from agprof.cli.run_setups import interleaved, run_setups
+from agprof.cli.run_setups import interleaved, run_in_turns
 from agprof.config.load import parse_workload
 from agprof.config.setup_choice import SetupJob, choose_setups
 from agprof.errors import ConfigError, LaunchError
@@ -69,7 +69,7 @@ def test_each_run_is_marked_and_lies_in_one_folder(
     jobs: tuple[SetupJob, ...], console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = Runs()
-    assert run_setups(jobs, runs, name="job", repeats=2, out=tmp_path, console=console) == 0
+    assert run_in_turns(jobs, runs, name="job", repeats=2, out=tmp_path, console=console) == 0
     (group,) = tmp_path.iterdir()
     assert group.name.startswith("job-setups-")
     assert set(runs.folders) == {group}
@@ -84,7 +84,7 @@ def test_each_run_is_marked_and_lies_in_one_folder(
 
 def test_one_setup_alone_is_an_ordinary_run(jobs: tuple[SetupJob, ...], console: Console, tmp_path: Path) -> None:
     runs = Runs({1: 5})
-    assert run_setups(jobs[:1], runs, name="job", repeats=1, out=tmp_path, console=console) == 5
+    assert run_in_turns(jobs[:1], runs, name="job", repeats=1, out=tmp_path, console=console) == 5
     assert runs.marks == [{"setup": "a"}]
     assert runs.folders == [tmp_path]
     assert said(console) == ""
@@ -94,7 +94,7 @@ def test_it_goes_on_after_a_failure_and_ends_with_the_first_ones_code(
     jobs: tuple[SetupJob, ...], console: Console, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = Runs({2: LaunchError("no such node"), 3: 7})
-    code = run_setups(jobs, runs, name="job", repeats=2, out=tmp_path, console=console)
+    code = run_in_turns(jobs, runs, name="job", repeats=2, out=tmp_path, console=console)
     assert code == LaunchError.exit_code
     assert len(runs.marks) == 4
     assert "error: no such node" in capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_it_goes_on_after_a_failure_and_ends_with_the_first_ones_code(
 
 def test_an_interruption_ends_it(jobs: tuple[SetupJob, ...], console: Console, tmp_path: Path) -> None:
     runs = Runs(interrupted=2)
-    assert run_setups(jobs, runs, name="job", repeats=2, out=tmp_path, console=console) == 130
+    assert run_in_turns(jobs, runs, name="job", repeats=2, out=tmp_path, console=console) == 130
     assert len(runs.marks) == 2
     assert said(console).count("not run") == 2
 
