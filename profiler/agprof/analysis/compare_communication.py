@@ -261,8 +261,8 @@ def _rate_evidence(pairs: _Pairs) -> str:
     rates = [op.wire_bytes * 10**9 / op.transfer if op.transfer else None for op in (a, b)]
     of_b, of_a = (format_value(float(rate), "bytes/s") if rate is not None else "no time" for rate in reversed(rates))
     size = format_value(float(b.total_bytes / b.calls), "bytes")
-    calls = format_value(float(b.calls), "1")
-    return f"{calls} {name.replace('_', '-')} calls of {size} a step at a bus bandwidth of {of_b} against {of_a}"
+    calls = f"{format_value(float(b.calls), '1')} {name.replace('_', '-')} call{'' if b.calls == 1 else 's'}"
+    return f"{calls} of {size} a step at a bus bandwidth of {of_b} against {of_a}"
 
 
 def _calls_evidence(pairs: Iterable[tuple[str, OpAmounts, OpAmounts]]) -> str:

@@ -21,6 +21,8 @@ _LABELS = {
     "master_weights": "Master weights",
     "kv_cache": "KV cache",
 }
+_BEYOND_OF_HOST = {_BEYOND: "Python, libraries and other memory of the process"}
+"""On a CPU the peak is the process's resident set, and the account that of torch's allocator."""
 _GROUPS = {
     "parameters": "compute", "gradients": "compute", "optimizer_states": "optimizer", "master_weights": "optimizer",
     "activations": "data", "temporary": "data", "kv_cache": "data", "inputs": "data", "buckets": "communication",
@@ -42,10 +44,11 @@ def memory_waterfall(baseline: ComparedSide, candidate: ComparedSide, index: int
     if a is None or b is None or len(kinds) != 1:
         return None
     names = sorted({*a, *b}, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    labels = _LABELS | _BEYOND_OF_HOST if kinds == {"host"} else _LABELS
     parts = [
         Part(
             key=f"memory.{name}",
-            label=_LABELS.get(name, name.replace("_", " ").capitalize()),
+            label=labels.get(name, name.replace("_", " ").capitalize()),
             group=_GROUPS.get(name, "other"),
             baseline=a.get(name, Fraction(0)),
             candidate=b.get(name, Fraction(0)),

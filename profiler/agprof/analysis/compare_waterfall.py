@@ -143,8 +143,10 @@ def _sentence(
     bare = Waterfall(quantity=quantity, unit=unit, side=0, baseline=a, candidate=b, parts=parts, sentence="", note="")
     if not any(part.change for part in parts):
         return f"{quantity.capitalize()} is {format_value(a, unit)} in both, part by part."
-    relative = f" ({'+' if b >= a else '-'}{percent(abs(b - a) / a)})" if a > 0 else ""
     how = explained(bare)
+    if a == b:
+        return f"{quantity.capitalize()} is {format_value(a, unit)} in both; within it {how}."
+    relative = f" ({'+' if b >= a else '-'}{percent(abs(b - a) / a)})" if a > 0 else ""
     return (
         f"{quantity.capitalize()} of {names[1]} is {format_value(b, unit)} against {format_value(a, unit)} of "
         f"{names[0]}{relative}: {how}."
