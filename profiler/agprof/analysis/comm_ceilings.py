@@ -83,9 +83,7 @@ def ceilings_sentence(view: View, rows: Sequence[CeilingRow]) -> str:
         return "No collective of the steady steps is of an operation, group size and number of nodes that was measured."
     below = [row for row in rows if row.far_below]
     if not below:
-        return (
-            f"All {len(rows)} kinds of collectives reach at least {FAR_BELOW:.0%} of what the link was measured to do."
-        )
+        return f"None of {len(rows)} kinds of collectives is far below what the link was measured to do."
     worst = below[0]
     return (
         f"{len(below)} of {len(rows)} kinds of collectives are far below what the link was measured to do; "
