@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -124,6 +125,63 @@ def test_a_slower_link_is_bandwidth_and_nothing_else() -> None:
     assert changes["communication.bandwidth"] == pytest.approx(13 * 27 * MS, rel=0.03)
     rest = {key: value for key, value in changes.items() if key != "communication.bandwidth"}
     assert all(abs(value) < 0.001 * changes["communication.bandwidth"] for value in rest.values()), rest
+
+
+def with_energy(run: ComparedRun, joules: float, seconds: float) -> ComparedRun:
+    """The run with that energy of a step, and steps of that length."""
+    energy = varied("GPUs").answers.energy
+    assert energy is not None
+    energy = replace(energy, per_step=replace(energy.per_step, value=joules))
+    steps = run.view.steps.with_columns(duration_ns=pl.lit(round(seconds * 1e9)))
+    return replace(run, answers=replace(run.answers, energy=energy), view=replace(run.view, steps=steps))
+
+
+def test_energy_is_time_and_power() -> None:
+    """1 s at 100 W, then 2 s at 150 W: time 1 s x 125 W, power 50 W x 1.5 s."""
+    waterfall = energy_waterfall(
+        side(with_energy(varied("GPUs"), 100, 1)), side(with_energy(varied("GPUs"), 300, 2)), 1
+    )
+    assert waterfall is not None
+    assert_adds_up(waterfall)
+    assert {part.key: part.change for part in waterfall.parts} == {"energy.time": 125.0, "energy.power": 75.0}
+
+
+def test_energy_that_one_side_lacks_has_no_waterfall() -> None:
+    blind = replace(varied("GPUs"), answers=replace(varied("GPUs").answers, energy=None))
+    assert energy_waterfall(side(blind), side(with_energy(varied("GPUs"), 100, 1)), 1) is None
+
+
+def with_activations(run: ComparedRun, more: float) -> ComparedRun:
+    """The run with more activations, in the account, in its total and in the peak."""
+    memory = run.answers.memory
+    highest = max(memory.ranks, key=lambda row: row.peak.value or 0)
+    accounts = tuple(
+        replace(
+            account,
+            total=replace(account.total, value=(account.total.value or 0) + more),
+            parts=tuple(
+                replace(part, bytes=part.bytes + more) if part.part == "activations" else part for part in account.parts
+            ),
+        )
+        if (account.rank, account.at) == (highest.rank, "peak")
+        else account
+        for account in memory.accounts
+    )
+    peak = replace(memory.peak, value=(memory.peak.value or 0) + more)
+    return replace(run, answers=replace(run.answers, memory=replace(memory, accounts=accounts, peak=peak)))
+
+
+@pytest.mark.parametrize("name", ["two ranks", "GPUs"])
+def test_more_activations_are_activations(name: str) -> None:
+    run = varied(name)
+    waterfall = memory_waterfall(side(run), side(with_activations(run, 12_345.0)), 1)
+    assert waterfall is not None
+    assert waterfall.candidate - waterfall.baseline == 12_345.0
+    assert {part.key: part.change for part in waterfall.parts if part.change} == {"memory.activations": 12_345.0}
+
+
+def test_memory_of_devices_and_of_hosts_is_not_compared() -> None:
+    assert memory_waterfall(side(varied("GPUs")), side(varied("two ranks")), 1) is None
 
 
 # --- made of rows: what a part must be, to the nanosecond -----------------------------------------------------------
