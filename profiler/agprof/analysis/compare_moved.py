@@ -114,10 +114,11 @@ def _kernels(a: ComparedSide, b: ComparedSide, at: int) -> Iterator[MovedRow]:
     found = diff_traces(
         traces[0], traces[1], labels=(a.label, b.label), communication=Communication.with_user(patterns)
     )
+    of_what = "" if found.per == "step" else " (whole trace, per rank)"
     for row in found.device:
         if row.change_ns:
             yield MovedRow(
-                kind="kernel", name=row.name[:_LONGEST], side=at, change=row.change_ns, unit="ns",
+                kind="kernel", name=row.name[:_LONGEST] + of_what, side=at, change=row.change_ns, unit="ns",
                 baseline=None if row.state == "appeared" else row.sum_a_ns / (found.a.units or 1),
                 candidate=None if row.state == "vanished" else row.sum_b_ns / (found.b.units or 1),
             )  # fmt: skip

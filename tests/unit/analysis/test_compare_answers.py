@@ -17,6 +17,7 @@ from agprof.exporters import compare_json
 from agprof.model.compare_answers import Change, CompareAnswer
 from compared_runs import VARIETY, made, side, varied
 from synthetic import HOSTILE
+from trace_rows import TraceRows
 
 GATES = [
     read_gate(text) for text in ("step_time<=+5%", "throughput.samples>=-1%", "memory.peak<=+2%", "data.wait<=+0%")
@@ -311,6 +312,30 @@ def test_what_moved_most_comes_first() -> None:
     assert (rows[0].kind, rows[0].name) == ("phase", "communication")
     assert [abs(row.change) for row in rows] == sorted((abs(row.change) for row in rows), reverse=True)
     assert {row.kind for row in rows} >= {"phase", "collective"}
+
+
+def with_kernels(run: ComparedRun, steps: int, **durations: int) -> ComparedRun:
+    """The run with a device trace of one rank: these kernels in each of its steps, or in none."""
+    rows = TraceRows()
+    at = 0
+    for step in range(max(steps, 1)):
+        begin = at
+        for name, duration in durations.items():
+            rows.gpu(name, at + 1, at + 1 + duration)
+            at += duration + 1
+        if steps:
+            rows.step(step, begin, at)
+    return replace(run, view=replace(run.view, run=replace(run.view.run, traces={0: rows.trace(0)})))
+
+
+@pytest.mark.parametrize(("steps", "words"), [(2, ""), (0, " (whole trace, per rank)")])
+def test_kernels_moved_as_agprof_diff_says(steps: int, words: str) -> None:
+    run = made()
+    answer = between(with_kernels(run, steps, gemm=500, softmax=100), with_kernels(run, steps, gemm=800, cast=50))
+    kernels = {row.name: (row.baseline, row.candidate, row.change) for row in answer.moved if row.kind == "kernel"}
+    assert kernels == {
+        f"gemm{words}": (500, 800, 300), f"softmax{words}": (100, None, -100), f"cast{words}": (None, 50, 50),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
