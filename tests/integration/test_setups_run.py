@@ -34,6 +34,7 @@ for step in range(8):
     optimizer.zero_grad()
 dist.destroy_process_group()
 """
+TRANSFER = ("communication.bytes", "communication.bandwidth", "communication.latency")
 WORKLOAD = """
 name: small
 script: program.py
@@ -140,6 +141,9 @@ def test_anomalygpt_on_one_node_and_on_two(tmp_path: Path) -> None:
         assert [node["address"] for node in nodes] == ["10.77.0.1", "10.77.0.2"]
     assert all(adds_up(waterfall) for waterfall in answer.waterfalls)
     waterfall = step_time(answer)
-    communication = changes(waterfall)["communication"]
-    # Seven all-reduces and gathers a step, each over the link and back again: at least 2 ms more each.
-    assert communication > 7 * 2e6, waterfall.sentence
+    if (load := os.getloadavg()[0]) > 2 * (os.cpu_count() or 1):
+        pytest.skip(f"other programs keep this machine busy (load {load:.0f}): their share of a step is no constant")
+    transfer = sum(part.change for part in waterfall.parts if part.key in TRANSFER)
+    # Seven all-reduces and a gather a step, each over the link and back again: at least 2 ms more each.
+    assert transfer > 8 * 2e6, waterfall.sentence
+    assert changes(waterfall)["communication"] > (waterfall.candidate - waterfall.baseline) / 2, waterfall.sentence
