@@ -47,6 +47,8 @@ for step in range(steps):
         open(os.path.join(os.environ["AGPROF_RUN_DIR"], f"up-{rank}"), "w").close()
     if steps > 100:
         time.sleep(0.05)
+    if "--fail" in sys.argv and rank == 1 and step == 3:
+        os._exit(7)
 dist.barrier()
 dist.destroy_process_group()
 """
@@ -65,14 +67,14 @@ def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
 
 @contextmanager
 def two_nodes(
-    folder: Path, *, launcher: str = "torchrun", steps: int = 5, lost_after_s: float = 20.0
+    folder: Path, *, launcher: str = "torchrun", steps: int = 5, lost_after_s: float = 20.0, fail: bool = False
 ) -> Iterator[tuple[EmulatedNodes, list[NodePlan], Path]]:
     (folder / "program.py").write_text(PROGRAM)
     workload = Workload.model_validate(
         {
             "name": "small",
             "script": "program.py",
-            "args": {"steps": steps},
+            "args": {"steps": steps, "fail": fail},
             "launch": {"launcher": launcher},
             "profile": {"profile_step": None, "flight_recorder": False},
             "monitor": {"nvml": "off"},
@@ -91,6 +93,7 @@ def two_nodes(
             master_port=29500,
             lost_after_s=lost_after_s,
             cwd=folder,
+            clock_port=29600,
         )
         write_manifest(run_dir, workload, plans[0].launch_plan(os.environ), nodes=plans)
         yield nodes, list(plans), run_dir
@@ -136,6 +139,9 @@ def test_two_nodes_run_to_the_end_and_are_two(tmp_path: Path) -> None:
                     ("node", 1, "node1", None)}  # fmt: skip
     for rank in (0, 1):
         assert f"on node{rank}" in (run_dir / "ranks" / f"rank-0000{rank}.stdout.log").read_text()
+    asked = run.tables["clocks"].filter(node=1)
+    assert set(asked["reference_node"]) == {0}
+    assert asked.height >= 2  # at the start and at the end
     said = analyse(run)
     assert (said.identity.nodes, said.identity.world_size, said.identity.status) == (2, 2, "finished")
     assert (said.quality.ranks_present, said.quality.ranks_expected) == (2, 2)
@@ -221,6 +227,19 @@ def command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_a_rank_that_fails_on_one_node_ends_the_job_with_its_code(tmp_path: Path, launcher: str) -> None:
+    with two_nodes(tmp_path, launcher=launcher, steps=100_000, fail=True) as (nodes, plans, run_dir):
+        outcome = execute(nodes, plans, run_dir, lambda: None)
+    assert (outcome.reason, outcome.exit_code) == ("failed", 7)
+    assert (outcome.failures[0].rank, outcome.failures[0].exit_code) == (1, 7)
+    assert [node.lost for node in outcome.nodes] == [None, None]
+    sentence = answers(run_dir).identity.status_sentence
+    assert sentence.startswith("rank 1 ended ")
+    assert sentence.endswith(": exit code 7")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ It talks with agprof in lines of JSON over stdin and stdout. When stdin ends, wh
 second, says nothing for `lost_after_s`, or when it is told to, it ends the node's job; nothing of it survives the
 agent. NUMBER `slurm`: that of SLURM_NODEID.
 
-From agprof, `to` naming one node or none:  plans | heartbeat | begin | ping | signal | end | collect | bye
+From agprof, `to` naming one node or none:  plan | heartbeat | begin | ping | signal | end | collect | bye
 To agprof:  hello | problem | alive | began | failed | failed_code | silent | ended | file... | sent
 """
 
@@ -32,7 +32,7 @@ from agprof.launch.job import Job, adopting_orphans, start_job
 from agprof.launch.judge import judge, logged_failure
 from agprof.launch.node_files import pieces
 from agprof.launch.node_heartbeat import Caller, Listener
-from agprof.launch.node_plan import NodePlan
+from agprof.launch.node_plan import DS_ENV_FILE, NodePlan
 from agprof.launch.node_wire import Receiver, Sender
 from agprof.launch.sampler import SupervisedSampler
 from agprof.launch.supervisor import Deadlines, Supervisor
@@ -81,11 +81,10 @@ class Agent:
         deadline = time.monotonic() + PLANS_TIMEOUT_S
         while time.monotonic() < deadline and not self._receiver.ended and not self._signals.received:
             message = self._receiver.next(0.2)
-            for value in message.get("plans", ()) if message is not None else ():
-                if value.get("number") == self._number:
-                    plan = NodePlan.from_dict(value)
-                    self._lost_after_s = plan.lost_after_s
-                    return plan
+            if message is not None and "plan" in message and message.get("to") == self._number:
+                plan = NodePlan.from_dict(message["plan"])
+                self._lost_after_s = plan.lost_after_s
+                return plan
         raise LaunchError(f"no plan came for node {self._number}")
 
     def listen(self, plan: NodePlan, stack: ExitStack) -> int | None:
@@ -251,6 +250,7 @@ def _prepare_folder(plan: NodePlan) -> None:
             (plan.run_dir / name).mkdir(exist_ok=True)
         for name, text in (plan.files or {}).items():
             partial = plan.run_dir / f".{name}.{plan.number}"
+            partial.touch(mode=0o600)  # an environment may hold secrets
             partial.write_text(text, encoding="utf-8")
             partial.replace(plan.run_dir / name)
     except OSError as error:
@@ -279,9 +279,7 @@ def _run(agent: Agent, plan: NodePlan, sender: Sender, signals: Signals) -> None
         sender.send(began=1)
         if job is not None:
             supervisor = Supervisor(job, signals, launch, plan.run_dir, deadlines)
-            supervisor.on_first_failure = lambda rank, ended_ns: sender.send(
-                failed=rank, ago_ns=time.monotonic_ns() - ended_ns
-            )
+            supervisor.on_first_failure = lambda rank, ended_ns: _tell_failure(sender, signals, rank, ended_ns)
             supervisor.start()
         watch = LogWatch(layout.launcher_log(plan.run_dir, plan.number)) if job and not plan.starts_ranks else None
         while supervisor.is_alive() if supervisor is not None else not agent.ending:
@@ -292,6 +290,8 @@ def _run(agent: Agent, plan: NodePlan, sender: Sender, signals: Signals) -> None
             job.end_at_once()
         if not plan.starts_ranks:
             _end_ranks_of(plan.run_dir)
+            with suppress(OSError):
+                (plan.run_dir / DS_ENV_FILE).unlink(missing_ok=True)
         sampler_code = sampler.end(deadlines.sampler_s)
     if supervisor is not None and supervisor.problem is not None:
         raise LaunchError(f"node {plan.number} can't watch its ranks: {supervisor.problem}")
@@ -309,6 +309,11 @@ def _run(agent: Agent, plan: NodePlan, sender: Sender, signals: Signals) -> None
             "notes": notes,
         }
     )
+
+
+def _tell_failure(sender: Sender, signals: Signals, rank: int, ended_ns: int) -> None:
+    if not signals.received:  # else it was asked to end
+        sender.send(failed=rank, ago_ns=time.monotonic_ns() - ended_ns)
 
 
 class LogWatch:

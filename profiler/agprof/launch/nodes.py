@@ -166,7 +166,9 @@ class Coordinator(threading.Thread):
         plans = [state.plan for state in self.states.values()]
         for command in self._transport(plans):
             self._ways.append(_open(command))
-        self._tell({"plans": [plan.to_dict() for plan in plans]})
+        for way in self._ways:
+            for number in way.command.nodes:  # one a line, and nobody is told what is none of its
+                way.sender.send(plan=self.states[number].plan.to_dict(), to=number)
         if not self._greet():
             return
         port = self.states[0].hello.get("port")

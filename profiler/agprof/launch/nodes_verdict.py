@@ -170,7 +170,9 @@ def _cause(
     ):
         return "node-lost", NODE_LOST_EXIT_CODE, None
     if first is None:
-        return "finished", 0, None
+        # Somebody ended the part of one node alone (an agent was sent SIGTERM).
+        ended = next((state.end for state in states.values() if state.end and state.end.reason == "interrupted"), None)
+        return ("finished", 0, None) if ended is None else ("interrupted", ended.exit_code or 1, ended.signal)
     if first.end is None:
         return "launch-failed", 3, None
     if first.end.reason in ("finished", "interrupted"):

@@ -38,8 +38,23 @@ while any(rank.poll() is None for rank in ranks):
     time.sleep(0.02)
 sys.exit(max(rank.returncode for rank in ranks))
 """
+# A rank that fails first waits until its agent (rank, launcher, guard, agent) holds a pidfd of it.
+SEEN = """
+import glob, os, time
+def parent(pid): return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+agent = parent(parent(os.getppid()))
+def seen():
+    for path in glob.glob(f"/proc/{agent}/fdinfo/*"):
+        try:
+            if f"Pid:\\t{os.getpid()}\\n" in open(path).read():
+                return True
+        except OSError:
+            pass
+while not seen():
+    time.sleep(0.01)
+"""
 HANG = "import os, time; open(f'{FOLDER}/up-' + os.environ['RANK'], 'w').close(); time.sleep(600)"
-WAIT = "import os, time\nwhile not os.path.exists(f'{FOLDER}/up-0'): time.sleep(0.01)\ntime.sleep(0.2)\n"
+WAIT = "import os, time\nwhile not os.path.exists(f'{FOLDER}/up-0'): time.sleep(0.01)\n" + SEEN
 STUBBORN = "import signal\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\n" + HANG
 QUICK = Deadlines(failure_s=0.3, interrupt_s=2.0, terminate_s=1.0)
 
@@ -138,6 +153,7 @@ def test_the_first_failed_rank_decides_and_the_job_ends_everywhere(run_dir):
     assert time.monotonic() - begin < 12
 
 
+@pytest.mark.slow
 def test_the_first_one_is_first_whatever_nodes_say_later(run_dir):
     # Node 0's rank fails later, with another code, while node 1's launcher still waits for its other rank.
     follower = "import time\nwhile not __import__('os').path.exists('{FOLDER}/gone'): time.sleep(0.01)\nexit(5)"
@@ -185,6 +201,7 @@ def test_a_killed_agent_takes_its_job_with_it_and_ends_the_others(run_dir):
     assert time.monotonic() - act.done_at < 6
 
 
+@pytest.mark.slow
 def test_a_stopped_agent_is_lost_after_its_time(run_dir):
     stopped = []
 
@@ -197,6 +214,12 @@ def test_a_stopped_agent_is_lost_after_its_time(run_dir):
     assert (outcome.reason, outcome.exit_code) == ("node-lost", 6)
     assert outcome.notes[0].startswith("node 1 (host1, 127.0.0.1) was lost: nothing was heard for ")
     assert time.monotonic() - act.done_at < 20
+
+
+def test_a_terminated_agent_ends_the_job_and_it_is_no_success(run_dir):
+    act = Once(lambda: os.kill(agents()[0], signal.SIGTERM), run_dir / "up-0", run_dir / "up-1")
+    outcome = execute_nodes(make_plans(run_dir, [HANG], [HANG]), here, run_dir, on_tick=act, deadlines=QUICK)
+    assert (outcome.reason, outcome.exit_code) == ("interrupted", 143)
 
 
 def test_a_killed_launcher_ends_the_job(run_dir):
@@ -250,10 +273,10 @@ def test_files_of_a_node_with_a_folder_of_its_own_are_brought(run_dir, tmp_path)
         "open(folder + '/ranks/rank-00001.0.agp', 'wb').write(os.urandom(1_000_000))\n"
         "os.makedirs(folder + '/traces/rank-00001'); open(folder + '/traces/rank-00001/x.parquet', 'w').write('t')\n"
         "open(folder + '/run.json', 'w').write('{}'); os.symlink('/etc/passwd', folder + '/ranks/passwd')\n"
-        "import time; time.sleep(0.3); raise SystemExit(3)"
+        "raise SystemExit(3)"
     )
     (run_dir / "run.json").write_text("mine")
-    plans = make_plans(run_dir, ["import time; time.sleep(600)"], [write])
+    plans = make_plans(run_dir, ["import time; time.sleep(600)"], [SEEN + write])
     plans[1] = plans[1].moved_to(tmp_path / "elsewhere" / "run")
     outcome = execute_nodes(plans, here, run_dir, deadlines=QUICK)
     assert (outcome.reason, outcome.exit_code) == ("failed", 3)
@@ -303,6 +326,6 @@ def test_one_srun_leads_to_all_agents(run_dir, tmp_path):
     fake.chmod(0o755)
     transport: Transport = by_srun([str(fake)], sys.executable)
     assert len(transport(make_plans(run_dir, ["pass"], ["pass"]))) == 1
-    outcome = execute_nodes(make_plans(run_dir, ["pass"], ["exit(4)"]), transport, run_dir, deadlines=QUICK)
+    outcome = execute_nodes(make_plans(run_dir, ["pass"], [SEEN + "exit(4)"]), transport, run_dir)
     assert (outcome.reason, outcome.exit_code) == ("failed", 4)
     assert [node.exit_code for node in outcome.nodes] == [0, 4]

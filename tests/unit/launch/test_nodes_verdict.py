@@ -113,6 +113,13 @@ def test_a_rank_that_nobody_saw_end_is_not_put_before_those_of_other_nodes():
     assert outcome(states).exit_code == 1
 
 
+def test_a_node_that_was_ended_alone_is_no_success():
+    states = [state(0), state(1)]
+    states[0].take_end(end("finished", 0), NOW)
+    states[1].take_end(end("interrupted", 143, signal="SIGTERM"), NOW)
+    assert (outcome(states).reason, outcome(states).exit_code) == ("interrupted", 143)
+
+
 def test_all_well():
     states = [state(0), state(1)]
     for one in states:
