@@ -92,7 +92,7 @@ def analyse_energy(view: View, mapping: Sequence[GpuMapping]) -> EnergyAnswer | 
     scope = _scope(len(used), [node for node, figure in of_hosts.items() if figure.value is not None], view, notes)
     per_step = _per(in_steady, sum(stretch.last - stretch.first + 1 for stretch in kept), "J", "steady steps")
     return EnergyAnswer(
-        sentence=_sentence(scope, whole, kwh, per_step, tokens, _mean_power(in_steady, windows)),
+        sentence=_sentence(scope, whole, kwh, per_step, tokens, _mean_power(in_steady, windows), view.steps.height > 0),
         scope=scope,
         gpus=tuple(_gpu_energy(view, gpu, meters[gpu.node, gpu.gpu], run, steady, windows) for gpu in gpus),
         host=tuple(of_hosts.items()),
@@ -186,7 +186,8 @@ def _per(energy: Figure, count: int, unit: str, what: str) -> Figure:
 def _per_count(view: View, steady: Figure, kept: Sequence[Stretch], what: str) -> Figure:
     """J per sample or token of all ranks. `what`: a column of `steps`."""
     if steady.value is None:
-        return _per(steady, 0, "J", what)
+        method = f"energy of the steady steps / {what} of all ranks"
+        return nothing("J", steady.reason or "the energy is not known", method=method)
     inside = pl.any_horizontal([pl.col("step").is_between(stretch.first, stretch.last) for stretch in kept])
     counts = view.steady.filter(inside)[what]
     if counts.null_count():
@@ -240,7 +241,10 @@ def _gpu_energy(
 
 
 def _idle_power(view: View, meter: _Meter) -> Figure:
-    """The lowest of the whole seconds before the first step; of the last hour before it."""
+    """The lowest of the whole seconds before the first step, of the last hour before it.
+
+    Of a second in a gap the counter tells only what it could have been at most: taken where there is no other.
+    """
     method = "lowest mean over a second before the first step"
     curve = meter.curve
     if curve is None or curve.is_empty or not view.steps.height:
@@ -251,7 +255,7 @@ def _idle_power(view: View, meter: _Meter) -> Figure:
     known = [mean for mean in means if mean is not None and not mean.left_out_ns]
     if not known:
         return nothing("W", "no whole second was sampled before the first step", method=method)
-    lowest = min(known, key=lambda mean: mean.joules)
+    lowest = min([mean for mean in known if mean.low > 0] or known, key=lambda mean: mean.joules)
     return Figure(
         value=lowest.joules, unit="W", source="measured", n=len(known), low=lowest.low, high=lowest.high, method=method
     )
@@ -285,11 +289,15 @@ def _scope(gpus: int, hosts: Sequence[int], view: View, notes: Sequence[str]) ->
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _sentence(scope: str, run: Figure, kwh: Figure, per_step: Figure, per_token: Figure, power: Figure) -> str:
+def _sentence(
+    scope: str, run: Figure, kwh: Figure, per_step: Figure, per_token: Figure, power: Figure, has_steps: bool
+) -> str:
     if run.value is None or kwh.value is None:
         return f"The energy is not known: {run.reason}."
     told = scope.partition(" (")[0]
     words = f"{told[:1].upper()}{told[1:]} used {format_value(run.value, 'J')} ({format_value(kwh.value, 'kWh')})"
+    if not has_steps:
+        return f"{words} over the run."
     if per_step.value is None:
         return f"{words} over the run; of the steady steps it is not known: {per_step.reason}."
     token = f" and {format_value(per_token.value, 'J')} a token" if per_token.value is not None else ""

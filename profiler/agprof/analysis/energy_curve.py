@@ -262,7 +262,10 @@ def gpu_curve(times: Ints, energy_mj: Floats, power_mw: Floats, average_mw: Floa
     counter = _readings(energy_mj)
     known = ~np.isnan(counter)
     segments, resets = _with_counter(at, at[known], counter[known] / 1e3, lines)
-    return EnergyCurve(segments, NVML, times=at, power=power, integral=kind if len(power) else None, resets_ns=resets)
+    was_read = known | ~np.isnan(_readings(power_mw)) | ~np.isnan(_readings(average_mw))
+    return EnergyCurve(
+        segments, NVML, times=at[was_read], power=power, integral=kind if len(power) else None, resets_ns=resets
+    )
 
 
 def host_curve(times: Sequence[int], periods_ns: Sequence[int], joules: Sequence[float]) -> EnergyCurve | None:

@@ -233,7 +233,7 @@ def cpu_wait(evidence: Evidence) -> Finding | None:
         saving_ns_per_step=saving(
             evidence.mean_ns * share,
             evidence.time.step_time.n,
-            "at most: that share of the step; a part of it may hide behind the GPU's work",
+            "at most: that share of the step; where ranks use GPUs a part of it may hide behind their work",
         )
         if evidence.mean_ns
         else None,

@@ -65,11 +65,11 @@ class LiveRank:
         return len(self._durations_ns) / (total / 1e9) if len(self._durations_ns) > 1 and total > 0 else None
 
     def eta_s(self, total_steps: int | None) -> float | None:
-        """Seconds left at the recent rate; None when the total or the rate is not known."""
+        """Seconds left at the recent rate; None when total or rate is not known, or the job went past the total."""
         rate = self.steps_per_s()
-        if total_steps is None or rate is None:
+        if total_steps is None or rate is None or self.steps_done > total_steps:
             return None
-        return max(0, total_steps - self.steps_done) / rate
+        return (total_steps - self.steps_done) / rate
 
     def late_ns(self, now_ns: int) -> int | None:
         """Time since the last step ended; None before the first. `now_ns` on the clock of the rank's node."""

@@ -7,7 +7,7 @@ from agprof.analysis.gpu_mapping import map_gpus
 from agprof.analysis.gpu_memory import reconcile, tenants
 from agprof.analysis.system_curves import system_curves
 from agprof.analysis.system_events import gpu_events
-from agprof.analysis.system_figures import system_figures, system_sentence
+from agprof.analysis.system_figures import system_figures, system_sentence, used_gpus
 from agprof.analysis.system_gpus import gpu_rows
 from agprof.analysis.system_network import interface_rows
 from agprof.analysis.system_samples import Samples, steady_window
@@ -24,11 +24,12 @@ def analyse_system(view: View, mapping: Sequence[GpuMapping] | None = None) -> S
     window = steady_window(view)
     tables = Samples(view)
     gpus = gpu_rows(tables, window, mapping)
-    figures = system_figures(tables, window, gpus)
+    used = used_gpus(gpus, mapping)
+    figures = system_figures(tables, window, used)
     curves, cores, decimation = system_curves(tables)
     throttles, joined = throttle_spans(tables)
     return SystemAnswer(
-        sentence=system_sentence(tables, window, gpus, figures),
+        sentence=system_sentence(tables, window, used, figures),
         curves=curves,
         figures=figures,
         decimation=" ".join(filter(None, (decimation, joined))) or None,

@@ -9,7 +9,7 @@ from agprof.analysis.statistics import median_rank, nothing
 from agprof.analysis.system_samples import Samples, Window, inside
 from agprof.model.figure import Figure, Kpi
 from agprof.model.format import format_value, percent
-from agprof.model.system_answers import COMPUTES_ON_CPU, GpuRow, SystemAnswer
+from agprof.model.system_answers import COMPUTES_ON_CPU, GpuMapping, GpuRow, SystemAnswer
 
 MUCH_APART = 0.1
 """Shares of GPUs that differ by more are told apart."""
@@ -19,33 +19,41 @@ NOTABLE_THROTTLE = 0.01
 Of = Callable[[GpuRow], Figure]
 
 
-def used_gpus(gpus: Sequence[GpuRow]) -> tuple[GpuRow, ...]:
-    """Those that ranks use; all where no rank's is known."""
+def used_gpus(gpus: Sequence[GpuRow], mapping: Sequence[GpuMapping]) -> tuple[GpuRow, ...]:
+    """Those that ranks use; all where no rank's is known, none where every rank computes on the CPU."""
+    if mapping and all(row.reason == COMPUTES_ON_CPU for row in mapping):
+        return ()
     return tuple(gpu for gpu in gpus if gpu.ranks) or tuple(gpus)
 
 
 def gpus_of_run(system: SystemAnswer) -> tuple[GpuRow, ...]:
-    """Those that findings may speak of: none where every rank computes on the CPU."""
-    if system.mapping and all(row.reason == COMPUTES_ON_CPU for row in system.mapping):
-        return ()
-    return used_gpus(system.gpus)
+    """Those that findings may speak of."""
+    return used_gpus(system.gpus, system.mapping)
 
 
-def system_figures(tables: Samples, window: Window, gpus: Sequence[GpuRow]) -> tuple[Kpi, ...]:
-    """Host and processes as medians of samples; GPUs as means over those in use, with the lowest and highest GPU."""
+def system_figures(tables: Samples, window: Window, used: Sequence[GpuRow]) -> tuple[Kpi, ...]:
+    """Host and processes as medians of samples; GPUs as means over those `used`, with the lowest and highest GPU."""
     host = inside(tables.of("host_samples"), window)
     process = inside(tables.of("process_samples"), window)
+    why = None if _has_samples(tables) else "no sampler ran"
     own, workers = (process.filter(pl.col("role") == role) for role in ("rank", "worker"))
     kpis = [
-        _kpi("host_cpu", "Host CPU busy", host, "cpu_ratio", "ratio", window),
-        _kpi("rank_cpu", "CPU per rank", own, "cpu_cores", "cores", window),
-        _kpi("worker_cpu", "CPU of a rank's workers", workers, "cpu_cores", "cores", window),
-        _kpi("host_memory", "Host memory in use", host, "memory_used_bytes", "bytes", window),
-        _kpi("network_sent", "Network sent", host, "network_sent_bytes_per_s", "bytes/s", window),
-        _kpi("loopback", "Loopback", host, "loopback_bytes_per_s", "bytes/s", window),
-        _kpi("disk_read", "Disk read", host, "disk_read_bytes_per_s", "bytes/s", window),
+        _kpi("host_cpu", "Host CPU busy", host, "cpu_ratio", "ratio", window, why),
+        _kpi("rank_cpu", "CPU per rank", own, "cpu_cores", "cores", window, why),
+        _kpi(
+            "worker_cpu",
+            "CPU of a rank's workers",
+            workers,
+            "cpu_cores",
+            "cores",
+            window,
+            why or _no_workers(own, window),
+        ),
+        _kpi("host_memory", "Host memory in use", host, "memory_used_bytes", "bytes", window, why),
+        _kpi("network_sent", "Network sent", host, "network_sent_bytes_per_s", "bytes/s", window, why),
+        _kpi("loopback", "Loopback", host, "loopback_bytes_per_s", "bytes/s", window, why),
+        _kpi("disk_read", "Disk read", host, "disk_read_bytes_per_s", "bytes/s", window, why),
     ]
-    used = used_gpus(gpus)
     if used:
         limit = _one(used, lambda gpu: gpu.power_limit)
         kpis += [
@@ -68,6 +76,7 @@ def over_gpus(key: str, label: str, gpus: Sequence[GpuRow], of: Of, note: str) -
     lowest, highest = min(values), max(values)
     if len(known) == 1:
         return Kpi(key=key, label=label, figure=first, note=note)
+    methods = dict.fromkeys(figure.method.split(";")[0] for figure, _ in known)
     figure = Figure(
         value=mean(values),
         unit=first.unit,
@@ -75,7 +84,7 @@ def over_gpus(key: str, label: str, gpus: Sequence[GpuRow], of: Of, note: str) -
         n=sum(figure.n for figure, _ in known),
         low=lowest,
         high=highest,
-        method=f"{first.method.split(';')[0]}; mean over {len(known)} GPUs, lowest to highest GPU",
+        method=f"{' or '.join(methods)}; mean over {len(known)} GPUs, lowest to highest GPU",
     )
     if first.unit == "ratio" and highest - lowest > MUCH_APART:
         worst = known[values.index(lowest)][1]
@@ -97,12 +106,25 @@ def name_gpu(gpu: GpuRow, among: Sequence[GpuRow]) -> str:
     return f"GPU {gpu.gpu} of node {gpu.node}" if several else f"GPU {gpu.gpu}"
 
 
-def _kpi(key: str, label: str, samples: pl.DataFrame, column: str, unit: str, window: Window) -> Kpi:
+def _has_samples(tables: Samples) -> bool:
+    return any(tables.view.tables[name].height for name in ("host_samples", "process_samples", "gpu_samples"))
+
+
+def _no_workers(own: pl.DataFrame, window: Window) -> str | None:
+    """Why there is no sample of workers where there are some of ranks."""
+    return f"no rank had a child process in {window.words}" if own.height else None
+
+
+def _kpi(
+    key: str, label: str, samples: pl.DataFrame, column: str, unit: str, window: Window, why_empty: str | None = None
+) -> Kpi:
+    """Median of a column. `why_empty`: why `samples` has no row, where more is known than that."""
     method = f"sampler, column {column}, samples in {window.words}"
     values = samples[column].drop_nulls().sort()
     n = values.len()
     if not n:
-        reason = "not measured on this machine" if samples.height else f"no sample fell into {window.words}"
+        none = why_empty or f"no sample fell into {window.words}"
+        reason = "not measured on this machine" if samples.height else none
         return Kpi(key=key, label=label, figure=nothing(unit, reason, method=method))
     k = median_rank(n)
     kind = "min..max: fewer than 6 values" if k is None else "95 % interval of order statistics"
@@ -118,17 +140,15 @@ def _kpi(key: str, label: str, samples: pl.DataFrame, column: str, unit: str, wi
     return Kpi(key=key, label=label, figure=figure)
 
 
-def system_sentence(tables: Samples, window: Window, gpus: Sequence[GpuRow], figures: Sequence[Kpi]) -> str:
+def system_sentence(tables: Samples, window: Window, used: Sequence[GpuRow], figures: Sequence[Kpi]) -> str:
     """What GPUs and host did, in figures."""
-    view = tables.view
-    if not any(view.tables[name].height for name in ("host_samples", "process_samples", "gpu_samples")):
+    if not _has_samples(tables):
         return "No sampler ran: nothing is known of GPU and host over time."
     values = {kpi.key: kpi.figure.value for kpi in figures}
-    used = used_gpus(gpus)
     words = [*_of_gpus(used), *_throttled(used)] if used else []
     words += _of_hosts(tables, window)
     # What a command uses, its children too, is said by `monitor`.
-    if view.ranks and (cores := values.get("rank_cpu")) is not None:
+    if tables.view.ranks and (cores := values.get("rank_cpu")) is not None:
         words.append(f"a rank uses {format_value(cores, 'cores')}")
     if not words:
         return f"The sampler ran, but no sample fell into {window.words}."

@@ -207,7 +207,8 @@ def legend() -> Text:
 
 
 def _of(steps: int, total: int | None) -> str:
-    return str(steps) if total is None else f"{steps}/{total}"
+    """`3/20`; without the total when it is not known, or was said wrong: the job went on past it."""
+    return str(steps) if total is None or steps > total else f"{steps}/{total}"
 
 
 def duration(seconds: float) -> str:

@@ -41,11 +41,11 @@ class Account:
         self.append("sampler_state", (now_ns, "self", "ok", self._shares(now_ns), cpu_ns, rss_bytes))
 
     def _shares(self, now_ns: int) -> str:
-        """What each tier took since the row before, as `host.medium 0.21 %, gpu.fast 0.30 % of a core`."""
+        """What each tier took since the row before, as `host.medium 0.2100 %, gpu.fast 0.3000 % of a core`."""
         costs_ns, elapsed_ns = self.costs_ns(), now_ns - self._last_ns
         before_ns, known = self._last_costs_ns, self._last_ns > 0 and elapsed_ns > 0
         self._last_ns, self._last_costs_ns = now_ns, costs_ns
         if not known or not costs_ns:
             return ""
         shares = {name: (cost_ns - before_ns.get(name, 0)) / elapsed_ns for name, cost_ns in costs_ns.items()}
-        return ", ".join(f"{name} {100 * share:.2f} %" for name, share in shares.items()) + " of a core"
+        return ", ".join(f"{name} {100 * share:.4f} %" for name, share in shares.items()) + " of a core"

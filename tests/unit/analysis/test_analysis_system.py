@@ -10,7 +10,7 @@ from agprof.analysis.system import analyse_system
 from agprof.analysis.system_curves import LEAST_POINTS, MOST_POINTS
 from agprof.analysis.system_samples import steady_window
 from agprof.model.figure import Curve, Figure
-from agprof.model.system_answers import GpuRow, SystemAnswer
+from agprof.model.system_answers import COMPUTES_ON_CPU, GpuMapping, GpuRow, SystemAnswer
 from agprof.model.tables import BY_NAME
 from synthetic_system import (
     BOOT_NS,
@@ -328,6 +328,31 @@ def test_gpus_that_no_rank_uses_do_not_count_in_the_sentence() -> None:
     assert "the 2 GPUs run a kernel 90 % of the time" in answer(system).sentence
 
 
+def test_ranks_on_the_cpu_have_no_figure_of_a_gpu() -> None:
+    system = SystemRun(gpus=2)
+    mapping = [GpuMapping(rank=rank, node=0, gpu=None, by=None, reason=COMPUTES_ON_CPU) for rank in range(2)]
+    found = analyse_system(system.view(), mapping)
+    assert len(found.gpus) == 2
+    assert not [kpi.key for kpi in found.figures if kpi.key.startswith("gpu_")]
+    assert "GPU" not in found.sentence
+    assert "the host's CPU is" in found.sentence
+
+
+def test_ranks_without_children_say_so() -> None:
+    system = SystemRun()
+    system.frames["process_samples"] = system.frames["process_samples"].filter(pl.col("role") == "rank")
+    workers = next(kpi for kpi in answer(system).figures if kpi.key == "worker_cpu")
+    assert workers.figure.value is None
+    assert workers.figure.reason == "no rank had a child process in the steady steps"
+
+
+def test_a_mean_over_two_kinds_of_power_names_both() -> None:
+    system = SystemRun(gpus=3).where("gpu_samples", pl.col("gpu") == 1, power_kind="average_1s")
+    power = next(kpi for kpi in answer(system).figures if kpi.key == "gpu_power")
+    kinds = "NVML power at the instant or NVML power averaged over 1 s by the driver"
+    assert power.figure.method == f"{kinds}; mean over 3 GPUs, lowest to highest GPU"
+
+
 def test_without_samples_there_are_no_answers_and_no_zeros() -> None:
     system = SystemRun(gpus=1).empty(*[name for name, table in BY_NAME.items() if table.scope == "node"])
     found = answer(system)
@@ -335,7 +360,7 @@ def test_without_samples_there_are_no_answers_and_no_zeros() -> None:
         found, curves=(), gpus=(), throttles=(), events=(), interfaces=(), cores=(), not_measured=(), gaps=()
     )
     assert found.sentence.startswith("No sampler ran")
-    assert all(kpi.figure.value is None and kpi.figure.reason for kpi in found.figures)
+    assert {(kpi.figure.value, kpi.figure.reason) for kpi in found.figures} == {(None, "no sampler ran")}
 
 
 def test_the_steady_window_is_that_of_all_ranks() -> None:

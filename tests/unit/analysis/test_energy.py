@@ -185,6 +185,10 @@ def test_a_lost_gpu_leaves_rows_without_values() -> None:
     measured = curve_of(rows).window(*seconds(0, 100))
     assert measured.joules == pytest.approx(400 * 90, rel=0.01)
     assert 9.5 * S < measured.left_out_ns < 10.5 * S
+    assert (
+        measured.samples
+        == curve_of(gpu_samples(constant(400), sample_times(100))).window(*seconds(0, 100)).samples - 50
+    )
 
 
 def test_a_period_that_was_doubled_is_no_gap() -> None:
@@ -214,6 +218,9 @@ def test_no_step_at_all() -> None:
     assert answer.run.value == pytest.approx(40_000, rel=1e-3)
     assert answer.per_step.reason == "no steady step was seen"
     assert answer.phases == ()
+    assert answer.sentence == "1 GPU used 40.0 kJ (0.0111 kWh) over the run."
+    assert "0 tokens" not in answer.per_token.method
+    assert answer.per_token.method == "energy of the steady steps / tokens of all ranks"
 
 
 # -- what is made of it --------------------------------------------------------------------------------------------
@@ -258,6 +265,15 @@ def test_idle_power_is_the_lowest_second_before_the_first_step() -> None:
     power = KnownPower("start", lambda t: 70 if t < 10 else 400, lambda t: 70 * min(t, 10) + 400 * max(0, t - 10))
     answer = energy_of(a_run(gpu_samples(power, sample_times(100))))
     assert answer.gpus[0].idle_power.value == pytest.approx(70, rel=1e-3)
+    less = KnownPower(
+        "less", lambda t: 60 if 3 <= t < 7 else power.watts(t), lambda t: power.joules(t) - 10 * min(4, max(0, t - 3))
+    )
+    lost = gpu_samples(less, sample_times(100))
+    for row in lost[15:35]:
+        row["power_mw"] = row["power_kind"] = row["energy_mj"] = None
+    figure = energy_of(a_run(lost)).gpus[0].idle_power
+    assert figure.value == pytest.approx(70, rel=0.01)
+    assert (figure.high or 0) < 2 * 70, "not of a second in the gap"
     at_once = energy_of(a_run(gpu_samples(power, sample_times(100)), step_rows(60, 0, 1)))
     assert at_once.gpus[0].idle_power.value is None
 

@@ -52,6 +52,15 @@ def test_lines_say_step_rate_loss_and_phases_once_per_change(tmp_path):
         assert word in lines[1]
 
 
+def test_a_total_that_the_job_went_past_is_not_said(tmp_path):
+    build_run(tmp_path / "run", ranks=2, steps=5)
+    progress, output, _ = make(tmp_path / "run", plain=True, total=4)
+    with progress:
+        progress.tick()
+    assert "step 5 · " in output.getvalue()
+    assert "ETA" not in output.getvalue()
+
+
 def test_missing_ranks_are_said(tmp_path):
     build_run(tmp_path / "run", ranks=2, steps=5)
     progress, output, _ = make(tmp_path / "run", plain=True, expected=4)

@@ -25,8 +25,8 @@ def test_it_accounts_for_itself_every_ten_seconds_with_the_share_of_each_tier() 
         rig.now += SECOND_NS
         rig.cpu += 9_000_000
         rig.costs["host.medium"] += 5_000_000
-        rig.costs["gpu.fast"] += 2_500_000
-    shares = "host.medium 0.50 %, gpu.fast 0.25 % of a core"
+        rig.costs["gpu.fast"] += 25_000
+    shares = "host.medium 0.5000 %, gpu.fast 0.0025 % of a core"
     assert [row[1:4] for row in rig.rows] == [("self", "ok", "")] + [("self", "ok", shares)] * 3
     assert [row[4] for row in rig.rows] == [number * 90_000_000 for number in range(4)]
     assert {row[5] for row in rig.rows} == {123}
@@ -39,5 +39,5 @@ def test_lost_rows_are_said_once() -> None:
     rig.account.write(rig.now + 1)
     assert [row[1:4] for row in rig.rows] == [
         ("store", "retry", "5 rows could not be written"), ("self", "ok", ""),
-        ("self", "ok", "host.medium 0.00 %, gpu.fast 0.00 % of a core"),
+        ("self", "ok", "host.medium 0.0000 %, gpu.fast 0.0000 % of a core"),
     ]  # fmt: skip
