@@ -15,7 +15,12 @@ _MOST_NODES = 200
 _LINES = {
     "reconciled": (),
     "doubtful": (("watch", "Compare times of different nodes with care: their order may be another one."),),
-    "refused": (("bad", "No figure of this report compares times of different nodes. Durations are right."),),
+    "refused": (
+        (
+            "bad",
+            "Each node is drawn from its own first step on. Durations are right; who came last is told within nodes.",
+        ),
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from agprof.model.clock_answers import ClockConflict
 SYNCHRONISING = ("all_reduce", "all_gather", "reduce_scatter", "barrier")
 """How the names of such operations begin."""
 MOST_SHOWN = 8
+_NEEDED = ("rank", "step", "op", "group", "group_size", "bytes", "start_ns", "issue_end_ns", "end_ns")
 _NAME = 80
 
 
@@ -47,9 +48,9 @@ def conflicts(
             ranks=pl.col("rank").n_unique(),
             nodes=pl.col("node").n_unique(),
             left=by_left.min(),
-            early=pl.col("rank").sort_by(by_left, "rank").first(),
+            early=pl.col("rank").get(by_left.arg_min()),
             entered=by_entered.max(),
-            late=pl.col("rank").sort_by(by_entered, "rank", descending=[True, False]).first(),
+            late=pl.col("rank").get(by_entered.arg_max()),
         )
         .filter((pl.col("ranks") == pl.col("group_size")) & (pl.col("nodes") > 1))
     )
@@ -81,7 +82,8 @@ def _ends(calls: pl.DataFrame, node_of: Mapping[int, int]) -> pl.DataFrame:
     asked = pl.any_horizontal(*(pl.col("op").str.starts_with(name) for name in SYNCHRONISING))
     done = pl.max_horizontal("issue_end_ns", "end_ns")
     return (
-        calls.sort("rank", "start_ns", maintain_order=True)
+        calls.select(_NEEDED)
+        .sort("rank", "start_ns", maintain_order=True)
         .with_columns(
             ordinal=pl.int_range(pl.len()).over("rank", "step", "group", "op"),
             node=pl.col("rank").replace_strict(node_of, default=0, return_dtype=pl.Int64),

@@ -105,6 +105,26 @@ def test_everything_of_a_run_comes_out_as_with_one_clock(plain: Run) -> None:
         assert one.duration_ns == pytest.approx(other.duration_ns, rel=2.1e-4)
 
 
+def test_samples_and_energy_of_a_node_are_put_on_the_same_axis(tmp_path: Path) -> None:
+    """A longer run with GPUs: curves, energy and its windows are those of one clock."""
+    plain = read_run(
+        build_run(tmp_path / "run", ranks=2, nodes=2, steps=120, gpus=1, profile_step=None, fast=True, collectives=1)
+    )
+    clock = Clock(offset_ns=-TWO_HOURS_NS, drift=2e-4)
+    times = [BOOT_NS, _end(plain)]
+    moved = analyse(with_pings(with_clock(plain, clock), bursts(clock, times)))
+    still = analyse(with_pings(with_clock(plain, Clock()), bursts(Clock(), times)))
+    assert len(moved.system.curves) == len(still.system.curves) > 0
+    for one, other in zip(moved.system.curves, still.system.curves, strict=True):
+        assert (one.label, one.node) == (other.label, other.node)
+        assert one.x_ns == pytest.approx(other.x_ns, abs=40_000)
+    assert moved.energy is not None
+    assert still.energy is not None
+    assert still.energy.steady.value is not None
+    assert moved.energy.run.value == pytest.approx(still.energy.run.value, rel=1e-3)
+    assert moved.energy.steady.value == pytest.approx(still.energy.steady.value, rel=1e-3)
+
+
 def test_a_step_of_the_wall_clock_moves_nothing_and_is_counted(plain: Run) -> None:
     clock = Clock(drift=5e-5)
     rows = [
