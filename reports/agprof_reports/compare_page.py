@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 from agprof.model.compare_answers import CompareAnswer, Quantity, Side, Waterfall
 from agprof.model.format import percent
@@ -15,11 +16,19 @@ from agprof_reports.data import Section, Table
 from agprof_reports.figures import SOURCES
 from agprof_reports.tables import pairs
 
+Verdict = Literal["better", "worse", "no change shown", "not tested"]
+
 _COMPARABLE_MARKS = {"comparable": "good", "with reservations": "watch", "not comparable": "bad"}
 _QUANTITIES: tuple[tuple[Quantity, str, str], ...] = (
     ("step time", "fall-step", "The difference of the step time, explained"),
     ("memory peak", "fall-memory", "Memory peak"),
     ("energy per step", "fall-energy", "Energy per step"),
+)
+_VERDICTS: tuple[tuple[Verdict, str], ...] = (
+    ("better", "better"),
+    ("worse", "worse"),
+    ("no change shown", "with no change shown"),
+    ("not tested", "not tested"),
 )
 _SCALING_KINDS = {
     "weak": "Weak scaling: each rank has the same batch, so that perfect is the same step time.",
@@ -161,9 +170,7 @@ def _changes_sentence(answer: CompareAnswer) -> str:
     verdicts = Counter(change.verdict for row in answer.kpis for change in row.changes if change is not None)
     if not verdicts:
         return "No figure was measured on both sides."
-    order = ("better", "worse", "no change shown", "not tested")
-    words = {"no change shown": "with no change shown"}
-    told = ", ".join(f"{verdicts[verdict]:,} {words.get(verdict, verdict)}" for verdict in order if verdicts[verdict])
+    told = ", ".join(f"{verdicts[verdict]:,} {words}" for verdict, words in _VERDICTS if verdicts[verdict])
     tests = {change.test for row in answer.kpis for change in row.changes if change is not None} - {"none"}
     how = f" Tested by {' and by '.join(sorted(tests))}." if tests else ""
     return f"Changes against {answer.sides[answer.baseline].label}: {told}.{how}"

@@ -155,6 +155,7 @@ class Part:
     charts: tuple[Chart, ...] = ()
     slices: Slices | None = None
     tables: tuple[Table, ...] = ()
+    cards: tuple[Card, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

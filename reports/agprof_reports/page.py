@@ -7,34 +7,43 @@ from statistics import median
 from agprof.model.answers import Finding, RunAnswers
 from agprof.model.figure import Kpi
 from agprof.model.format import format_value
-from agprof_reports import clocks, compute, energy, memory, monitor, oom, rlhf, system, tables, trace
-from agprof_reports.charts.communication import collectives
+from agprof_reports import (
+    clocks,
+    communication,
+    compute,
+    energy,
+    memory,
+    monitor,
+    oom,
+    rlhf,
+    stragglers,
+    system,
+    tables,
+    trace,
+)
 from agprof_reports.charts.pieces import DIRECT_LABELS, LEGEND, PHASES, Span, run_span
 from agprof_reports.charts.ranks import own_work
 from agprof_reports.charts.time import phase_bars, steps_over_run
 from agprof_reports.charts.timeline import timeline
 from agprof_reports.charts.trace_time import PARTS, parts_of
 from agprof_reports.data import Bar, Card, FindingCard, Most, Page, Section
-from agprof_reports.figures import SOURCES, card, cards, shown
+from agprof_reports.figures import SOURCES, card, shown
 from agprof_reports.moments import moments
 from agprof_reports.tables import StepGroup
 from agprof_reports.text import scale, with_unit
 
 TITLES = {
     "time": "Time",
-    "communication": "Communication",
+    communication.KEY: communication.TITLE,
     "compute": "Compute",
     "memory": "Memory",
     system.KEY: system.TITLE,
-    "ranks": "Ranks",
+    "ranks": "Ranks and stragglers",
     "configuration": "Configuration",
     "quality": "Method and data quality",
 }
 _EVEN = 0.01
 """Ranks whose own work differs by less are told to be even."""
-_CALLERS = (
-    "Exposed: the host's caller stands in it. How long devices do nothing else stands in the section Device trace."
-)
 _STATUS_MARKS = {"finished": "good", "failed": "bad", "killed": "bad", "imported": ""}
 _BOUND_WORDS = {
     "data": "data wait",
@@ -89,7 +98,7 @@ def build(answers: RunAnswers, *, most: Most | None = None) -> Page:
         sections=(
             _time(answers, groups, run, most.steps),
             *((rlhf.section(answers.rlhf),) if answers.rlhf is not None else ()),
-            _communication(answers),
+            communication.section(answers),
             compute.section(answers.compute, most.modules),
             *((trace.section(answers.trace, most.slices),) if answers.trace is not None else ()),
             memory.section(answers.memory, answers.time, groups, run),
@@ -257,43 +266,19 @@ def _time(answers: RunAnswers, groups: tuple[StepGroup, ...], run: Span, most_ro
     )
 
 
-def _communication(answers: RunAnswers) -> Section:
-    found = answers.communication
-    unseen = [row for row in found.unseen if row.recorded > row.seen]
-    lines = [("watch" if unseen else "", found.ledger_sentence)] if found.ledger_sentence else []
-    if found.rows and answers.trace is not None and answers.trace.collectives:
-        lines.append(("", _CALLERS))
-    shown_tables = [tables.collectives(found.rows)] if found.rows else []
-    if unseen:
-        shown_tables.append(tables.unseen(unseen))
-    return Section(
-        key="communication",
-        title=TITLES["communication"],
-        sentence=found.sentence or "No collective was seen.",
-        cards=cards(
-            ("calls", "collectives per step", found.calls_per_step, "per rank"),
-            ("bytes", "size per step", found.bytes_per_step, "per rank"),
-            ("exposed", "exposed", found.exposed_per_step, "per step"),
-            ("exposed_share", "exposed share", found.exposed_share, "of a step"),
-            ("total", "total", found.total_per_step, "entry to completion, per step"),
-        ),
-        charts=(collectives(found),) if found.rows else (),
-        tables=tuple(shown_tables),
-        lines=tuple(lines),
-    )
-
-
 def _ranks(answers: RunAnswers, groups: tuple[StepGroup, ...]) -> Section:
+    part = stragglers.part(answers)
     return Section(
         key="ranks",
         title=TITLES["ranks"],
-        sentence=_ranks_sentence(answers),
-        charts=(own_work(groups),) if groups and len(answers.ranks) > 1 else (),
+        sentence=_ranks_sentence(answers, has_stragglers=part is not None),
+        charts=(own_work(groups),) if groups and len(answers.ranks) > 1 and part is None else (),
         tables=(tables.ranks(answers.ranks),) if answers.ranks else (),
+        parts=(part,) if part is not None else (),
     )
 
 
-def _ranks_sentence(answers: RunAnswers) -> str:
+def _ranks_sentence(answers: RunAnswers, *, has_stragglers: bool) -> str:
     rows = answers.ranks
     if not rows:
         return "No rank left a stream."
@@ -305,6 +290,8 @@ def _ranks_sentence(answers: RunAnswers) -> str:
         if clean_ends == len(rows)
         else f"{clean_ends:,} of {_many(len(rows), 'rank')} ended cleanly"
     )
+    if has_stragglers and answers.stragglers is not None:
+        return f"{ended}. {answers.stragglers.sentence}"
     work = {
         rank.rank: rank.step_ns - rank.parts_ns.get("communication", 0.0) for rank in answers.time.ranks if rank.steps
     }
