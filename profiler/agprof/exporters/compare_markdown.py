@@ -11,7 +11,7 @@ from agprof.model.format import format_value
 _MOST_KPIS = 10
 _MOST_PARTS = 12
 _MOST_REASONS = 8
-_SPECIAL = "\\`*_{}[]<>()#+!|~@&"
+_SPECIAL = "\\`*_{}[]<>#|~@&"
 _VERDICTS = {"better": "better", "worse": "**worse**", "no change shown": "no change shown", "not tested": "not tested"}
 
 
