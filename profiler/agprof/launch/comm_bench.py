@@ -36,8 +36,8 @@ MAX_KEPT = 200
 """Newest measurements that are copied into a run."""
 _LOOK_S = 0.1
 _MAX_LINE = 2**20
-_OVERTIME = 4
-"""A measurement that takes so many times its seconds, and a minute, hangs."""
+_SILENCE_S = 120.0
+"""A measurement that says nothing for so long, and for as long as all of it was to take, hangs."""
 _TORCHRUN = ("-P", "-m", "torch.distributed.run")
 _ONCE = "--max-restarts=0"
 
@@ -63,8 +63,9 @@ class Wish:
         return ["-m", MODULE, *words, *(["--quick"] * self.quick)]
 
     @property
-    def limit_s(self) -> float:
-        return 60 + _OVERTIME * self.seconds
+    def silence_s(self) -> float:
+        """After so long without a word it hangs: ranks that start on a busy machine take their time."""
+        return _SILENCE_S + self.seconds
 
 
 class Lines:
@@ -80,18 +81,19 @@ class Lines:
         self.last = ""
         """The last line that is none of ours: a complaint, where it failed."""
 
-    def look(self) -> None:
-        """Take what has come since."""
+    def look(self) -> bool:
+        """Take what has come since; whether something has."""
         try:
             with self._log.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
         except OSError:
-            return
+            return False
         self._offset += len(data)
         *lines, self._rest = (self._rest + data)[-_MAX_LINE:].split(b"\n")
         for line in lines:
             self._take(line)
+        return bool(data)
 
     def _take(self, line: bytes) -> None:
         try:
@@ -126,14 +128,15 @@ def measure_here(wish: Wish, ranks: int, *, environ: Mapping[str, str], python: 
         job = start_job(plan, folder, stack)
         stack.callback(job.end_at_once)
         lines = Lines(layout.launcher_log(folder), say)
-        deadline = time.monotonic() + wish.limit_s
+        heard_at = time.monotonic()
         while job.process.poll() is None:
             time.sleep(_LOOK_S)
-            lines.look()
+            if lines.look():
+                heard_at = time.monotonic()
             if signals.received:
                 raise KeyboardInterrupt
-            if time.monotonic() > deadline:
-                raise LaunchError(f"the measurement did not end within {wish.limit_s:.0f} s and was ended")
+            if time.monotonic() - heard_at > wish.silence_s:
+                raise LaunchError(f"the measurement said nothing for {wish.silence_s:.0f} s and was ended")
         lines.look()
         code = job.process.returncode
     return _ceiling(lines, code, wish, nodes=1, setup=None, link=LOOPBACK)
@@ -146,7 +149,7 @@ def measure_on(job: SetupJob, base_dir: Path, wish: Wish, *, python: str, say: S
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agprof-comm-")))
         plans = plan_bench(wish, site.nodes, job, folder, python=python, port=host.free_port())
         lines = Lines(layout.launcher_log(folder), say)
-        outcome = execute_nodes(plans, site.transport, folder, on_tick=lines.look)
+        outcome = execute_nodes(plans, site.transport, folder, on_tick=lambda: None if lines.look() else None)
         lines.look()
         if outcome.reason == "interrupted":
             raise KeyboardInterrupt
