@@ -27,6 +27,8 @@ WANDER = 1e-7
 CHANCE = 0.01
 """Share of the collectives that may contradict the clocks: rows that are matched wrongly."""
 MOST_POINTS = 2_000
+MAX_NS = 2**61
+"""Times beyond it are damage: differences of those within it are 64-bit numbers."""
 Tables = Mapping[str, pl.DataFrame]
 Pair = tuple[int, int]
 
@@ -274,7 +276,9 @@ def _clock(stream: Stream) -> Pair | None:
     if not isinstance(clock, Mapping):
         return None
     real, monotonic = clock.get("realtime_ns"), clock.get("monotonic_ns")
-    return (monotonic, real) if isinstance(real, int) and isinstance(monotonic, int) else None
+    if not isinstance(real, int) or not isinstance(monotonic, int) or max(abs(real), abs(monotonic)) > MAX_NS:
+        return None
+    return monotonic, real
 
 
 def _ordered(streams: Sequence[Stream]) -> list[Stream]:
@@ -319,7 +323,8 @@ def _pings(rows: pl.DataFrame) -> tuple[dict[int, list[Ping]], int | None]:
     reference = int(rows["reference_node"].mode().min())  # type: ignore[arg-type]
     rows = (
         rows.filter((pl.col("reference_node") == reference) & (pl.col("node") != reference))
-        .filter(pl.col("uncertainty_ns") >= 0)
+        .filter(pl.col("uncertainty_ns").is_between(0, MAX_NS))
+        .filter(pl.all_horizontal(pl.col("time_ns", "reference_ns").is_between(-MAX_NS, MAX_NS)))
         .sort("node", "time_ns", "uncertainty_ns")
         .unique(["node", "time_ns"], keep="first", maintain_order=True)
     )

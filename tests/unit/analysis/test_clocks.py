@@ -184,6 +184,20 @@ def test_wall_clocks_that_are_two_hours_apart_are_refused(plain: Run) -> None:
     assert any("can't be brought onto one axis" in problem for problem in found_run.quality.problems)
 
 
+@pytest.mark.parametrize("far", [2**63 - 1, -(2**63), 2**62])
+def test_damaged_clocks_are_left_out(plain: Run, far: int) -> None:
+    good = bursts(Clock(), [BOOT_NS, _end(plain)])
+    middle = good[0][0]
+    bad = [(far, middle, 10, 0, None, 64), (middle, far, 10, 0, None, 64), (middle, middle, -1, 0, far, 64)]
+    run = with_pings(with_clock(plain, Clock()), [*good, *bad])
+    told = {"realtime_ns": far, "monotonic_ns": -far}
+    run = replace(run, streams=tuple(replace(s, header={**s.header, "clock": told}) for s in run.streams))
+    view, found, node = _clocks(run)
+    assert found.state == "reconciled"
+    assert len(node.points) == 2
+    assert _largest_error(plain, view, Clock()) <= (node.uncertainty_ns or 0)
+
+
 def test_good_wall_clocks_are_used_and_doubted(plain: Run) -> None:
     view, found, node = _clocks(plain)
     assert found.state == "doubtful"
