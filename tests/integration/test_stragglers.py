@@ -61,7 +61,7 @@ def busy_programs(core: int, count: int) -> Iterator[None]:
 
 
 def test_a_rank_that_sleeps_in_its_data_loader_is_found(tmp_path: Path) -> None:
-    """Four blocks a step, 15 ms each: 60 ms a step."""
+    """Four blocks a step, 60 ms each: 240 ms a step."""
     report = slow_rank(tmp_path, 40, ', SLOW_LOADER: "1"')
     answer = report["stragglers"]
     first = answer["rows"][0]
@@ -69,9 +69,9 @@ def test_a_rank_that_sleeps_in_its_data_loader_is_found(tmp_path: Path) -> None:
     assert answer["p_value"] < 0.01
     assert (first["rank"], first["cause"], first["confidence"]) == (1, "data", "measured"), answer
     assert first["slowest_share"] > 0.8
-    assert 0.5 * 60e6 < first["excess"]["value"] < 2 * 60e6
+    assert 0.75 * 240e6 < first["excess"]["value"] < 1.5 * 240e6
     # while rank 1 sleeps rank 0 waits: half of that for the mean rank
-    assert 0.5 * 30e6 < answer["lost_per_step"]["value"] < 2 * 30e6
+    assert 0.75 * 120e6 < answer["lost_per_step"]["value"] < 1.5 * 120e6
     found = {finding["key"]: finding for finding in report["findings"]}
     assert found["straggler"]["title"] == "Rank 1 holds the others up"
     assert "Likely cause: data" in found["straggler"]["evidence"]
@@ -81,7 +81,7 @@ def test_a_rank_that_sleeps_in_its_data_loader_is_found(tmp_path: Path) -> None:
 def test_a_rank_whose_core_is_wanted_by_others_is_found(tmp_path: Path) -> None:
     core = sorted(os.sched_getaffinity(0))[1]
     with busy_programs(core, 3):
-        answer = slow_rank(tmp_path, 60)["stragglers"]
+        answer = slow_rank(tmp_path, 40, ', POLITE: "1"')["stragglers"]
     first = answer["rows"][0]
     assert answer["persistent"], answer["sentence"]
     assert (first["rank"], first["cause"]) == (1, "CPU taken away"), answer

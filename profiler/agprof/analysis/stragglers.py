@@ -219,7 +219,8 @@ def _sentence(
     waiting = f"the mean rank waits {format_value(lost_ns, 'ns')} a step for others ({share} of it)"
     top = rows[0]
     if persistent:
-        reason = f" Likely cause: {top.cause} ({top.evidence})." if top.cause != "not known" else f" {top.evidence}."
+        known = "Likely cause" if top.cause != "not known" else "Cause"
+        reason = f" {known}: {top.cause} ({top.evidence})."
         return (
             f"Rank {top.rank} is the slowest in {percent(top.slowest_share)} of {steps} steps (chance: p = {p:.1g}); "
             f"{waiting}.{reason}"

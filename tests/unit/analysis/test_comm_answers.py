@@ -275,6 +275,21 @@ def test_who_comes_last_is_counted_and_how_late(tmp_path: Path) -> None:
     assert second.lateness.value == 12.5 * MS
 
 
+def test_across_nodes_whose_clocks_contradict_each_other_nobody_came_last(tmp_path: Path) -> None:
+    """Node 1's ranks enter an hour after node 0's left, by clocks that are said to agree; within a node it is known."""
+    hour = 3_600_000
+    calls = {rank: [call("all_reduce", 10, 30, 8, n=4)] for rank in (0, 1)}
+    calls |= {rank: [call("all_reduce", hour + 10, hour + 30, 8, n=4)] for rank in (2, 3)}
+    for rank in (0, 1):
+        calls[rank].append(call("all_reduce", 40 + rank, 50, 8, group="5"))
+    facts = {rank: [fact("comm.group.5", "[0, 1]")] for rank in (0, 1)}
+    answers = analyse(read_run(write(tmp_path / "run", calls, facts=facts, nodes={0: 0, 1: 0, 2: 1, 3: 1})))
+    assert answers.clocks is not None
+    assert answers.clocks.state == "refused"
+    found = [(row.rank, row.first, row.last, row.matched) for row in answers.communication.arrivals]
+    assert found == [(0, 1, 0, 1), (1, 0, 1, 1)]
+
+
 # -- invariants --------------------------------------------------------------------------------------------------------
 
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "barrier", "broadcast")
