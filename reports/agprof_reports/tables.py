@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 from agprof.model.answers import (
@@ -219,6 +220,11 @@ def curves(key: str, caption: str, items: Sequence[Curve]) -> Table:
     def known(curve: Curve) -> list[float]:
         return [y for y in curve.y if y is not None]
 
+    def holes(curve: Curve) -> int:
+        """Stretches without a value between values; a rate has none at its first sample, which is no gap."""
+        read = [y is not None for y in curve.y]
+        return max(0, sum(now and not before for before, now in pairwise([False, *read])) - 1)
+
     unit = items[0].unit if items else "1"
     return table(
         key,
@@ -226,8 +232,8 @@ def curves(key: str, caption: str, items: Sequence[Curve]) -> Table:
         items,
         [
             Field(label="curve", get=lambda c: clean(c.label, _CURVE)),
-            Field(label="samples", get=lambda c: len(known(c)), unit="1", source="counted"),
-            Field(label="gaps", get=lambda c: len(c.y) - len(known(c)), unit="1", source="counted"),
+            Field(label="points", get=lambda c: len(known(c)), unit="1", source="counted"),
+            Field(label="gaps", get=holes, unit="1", source="counted"),
             Field(label="lowest", get=lambda c: min(known(c), default=None), unit=unit, source="measured"),
             Field(label="median", get=lambda c: median(known(c)) if known(c) else None, unit=unit, source="measured"),
             Field(label="highest", get=lambda c: max(known(c), default=None), unit=unit, source="measured"),

@@ -22,7 +22,8 @@ def sampler_problems(view: View) -> Iterator[str]:
     for node in sorted({gap.node for gap in gaps}):
         lengths = [gap.end_ns - gap.start_ns for gap in gaps if gap.node == node]
         longest = format_value(max(lengths), "ns")
-        yield f"The sampler of node {node} has {len(lengths):,} gap(s), the longest {longest}."
+        how_many = "a gap of" if len(lengths) == 1 else f"{len(lengths):,} gaps, the longest"
+        yield f"The sampler of node {node} has {how_many} {longest}."
 
 
 def sampler_cpu(state: pl.DataFrame) -> Figure:
@@ -73,10 +74,23 @@ def _not_measured(state: pl.DataFrame) -> Iterator[str]:
     rows = without_loading(state.sort("node", "time_ns", maintain_order=True))
     rows = rows.filter((pl.col("state") != "ok") & (pl.col("field") != "self"))
     rows = rows.filter(~(pl.col("field").str.starts_with("process.") & pl.col("reason").str.ends_with("has ended")))
-    grouped = rows.group_by("state", "reason").agg(pl.col("field").unique().sort()).sort(pl.col("field").list.first())
-    for number, (state_, reason, fields) in enumerate(grouped.iter_rows()):
+    came_back = pl.col("field").is_in(_read_at_the_end(state)) & (pl.col("state") == "retry")
+    grouped = (
+        rows.group_by("state", "reason", came_back=came_back)
+        .agg(pl.col("field").unique().sort())
+        .sort(pl.col("field").list.first(), "came_back", "reason")
+    )
+    for number, (state_, reason, again, fields) in enumerate(grouped.iter_rows()):
         if number == _MOST_NOTES:
             yield f"{grouped.height - _MOST_NOTES} more reasons are in the table of what was not measured."
             return
         named = ", ".join(field[:60] for field in fields[:8]) + (" ..." if len(fields) > 8 else "")
-        yield f"{named}: {state_}{f' ({reason[:300]})' if reason else ''}."
+        later = "; read again later" if again else ""
+        yield f"{named}: {state_}{f' ({reason[:300]})' if reason else ''}{later}."
+
+
+def _read_at_the_end(state: pl.DataFrame) -> list[str]:
+    """Fields whose last state is ok on every node that told one."""
+    last = state.sort("node", "time_ns", maintain_order=True).unique(["node", "field"], keep="last")
+    well = last.group_by("field").agg((pl.col("state") == "ok").all())
+    return well.filter(pl.col("state"))["field"].to_list()

@@ -28,7 +28,7 @@ class NvmlWork:
     ) -> None:
         """Raises NoNvmlError."""
         if options.nvml == "off":
-            raise NoNvmlError("switched off with --nvml off")
+            raise NoNvmlError("switched off: monitor.nvml is off, or --nvml off was given")
         # A look-alike of the library may end the process: this is on the disk by then.
         states.set(clock.monotonic_ns(), "gpu", "retry", NVML_LOADING)
         flush()

@@ -7,7 +7,7 @@ sampling thread loses no event, and none of these calls holds up a sample.
 import ctypes
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agprof.sampler.nvml_calls import Nvml
@@ -58,6 +58,7 @@ class GpuEvents:
         self._losses = losses
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._refusal = "no GPU reports events"
 
     def start(self) -> None:
         """Begin to wait in a daemon thread; nothing where there is no NVML."""
@@ -91,12 +92,22 @@ class GpuEvents:
     def _watch(self, nvml: Nvml, backoff: Backoff) -> None:
         """Initialise, register and wait until told to stop or to let go. Raises whatever ends that."""
         losses = self._losses()
+        self._refusal = "no GPU reports events"
         nvml("nvmlInit")
         events = None
         try:
             events = nvml("nvmlEventSetCreate")
-            gpus = self._register(nvml, events)
+            gpus, refused = self._register(nvml, events, range(nvml("nvmlDeviceGetCount")))
+            if not gpus:
+                raise (DeviceLostError if refused else _NoEventsError)(self._refusal)
+            self._states.set(self._clock(), FIELD, "ok")
+            again = Backoff()
+            again.failed(self._clock())
             while not self._stop.is_set() and self._losses() == losses:
+                if refused and again.due(self._clock()):
+                    more, refused = self._register(nvml, events, refused)
+                    gpus |= more
+                    again.failed(self._clock())
                 if self._wait(nvml, events, gpus):
                     backoff.succeeded()
         finally:
@@ -104,11 +115,13 @@ class GpuEvents:
                 _quietly(nvml, "nvmlEventSetFree", events)
             _quietly(nvml, "nvmlShutdown")
 
-    def _register(self, nvml: Nvml, events: Any) -> dict[Any, int]:
-        """Ask for all kinds that each GPU has. Returns handle -> index of those that have any."""
-        gpus = {}
-        lasting, refused = True, "no GPU reports events"
-        for index in range(nvml("nvmlDeviceGetCount")):
+    def _register(self, nvml: Nvml, events: Any, indices: Iterable[int]) -> tuple[dict[Any, int], list[int]]:
+        """Ask for all kinds that each GPU has.
+
+        Returns handle -> index of those that have any, and the indices of those to be asked again: lost ones.
+        """
+        gpus, refused = {}, []
+        for index in indices:
             try:
                 handle = nvml("nvmlDeviceGetHandleByIndex", index)
                 types = nvml("nvmlDeviceGetSupportedEventTypes", handle) & sum(KINDS)
@@ -116,20 +129,18 @@ class GpuEvents:
                     nvml("nvmlDeviceRegisterEvents", handle, types, events)
                     gpus[_identity(handle)] = index
             except Exception as error:
-                refused = nvml.explain(error)
+                self._refusal = nvml.explain(error)
                 try:
                     verdict = nvml.judge(error)
                 except DeviceLostError:
                     verdict = "retry"
-                lasting = lasting and verdict == "unsupported"
-                self._states.set(self._clock(), f"gpu.{index}.events", verdict, refused)
+                if verdict == "retry":
+                    refused.append(index)
+                self._states.set(self._clock(), f"gpu.{index}.events", verdict, self._refusal)
                 continue
             state = ("ok", "") if types else ("unsupported", "this GPU reports no events")
             self._states.set(self._clock(), f"gpu.{index}.events", *state)  # type: ignore[arg-type]
-        if not gpus:
-            raise (_NoEventsError if lasting else DeviceLostError)(refused)
-        self._states.set(self._clock(), FIELD, "ok")
-        return gpus
+        return gpus, refused
 
     def _wait(self, nvml: Nvml, events: Any, gpus: dict[Any, int]) -> bool:
         """Wait for one event for a moment. False when none came."""

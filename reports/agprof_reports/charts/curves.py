@@ -147,7 +147,7 @@ def of_kept_points(chart: Chart) -> Chart:
     columns = tuple(chart.table.columns[i] for i in kept)
     table = replace(
         chart.table,
-        columns=tuple(replace(held, label="points") if held.label == "samples" else held for held in columns),
+        columns=columns,
         rows=tuple(tuple(row[i] for i in kept) for row in chart.table.rows),
     )
     return replace(chart, table=table, note=_OF_KEPT if chart.note == MEANS else chart.note)

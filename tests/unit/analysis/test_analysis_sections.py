@@ -169,7 +169,7 @@ def test_a_gap_of_the_sampler_is_seen_in_the_curve_and_said(tmp_path: Path) -> N
     answers = analyse(read_run(path))
     (curve,) = answers.system.curves
     assert curve.y.count(None) == 1
-    assert "The sampler of node 0 has 1 gap(s), the longest 800 ms." in answers.quality.problems
+    assert "The sampler of node 0 has a gap of 800 ms." in answers.quality.problems
 
 
 def test_phases_of_a_gpu_run_are_said_to_be_the_hosts(tmp_path: Path) -> None:

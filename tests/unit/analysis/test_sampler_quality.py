@@ -63,6 +63,15 @@ def test_what_many_gpus_lack_is_one_note() -> None:
     assert told[0].startswith("gpu.0.activity, gpu.1.activity, ")
 
 
+def test_what_came_back_is_not_told_as_lost() -> None:
+    system = SystemRun(gpus=2)
+    for gpu in range(2):
+        system.add("sampler_state", at_s=9, field=f"gpu.{gpu}", state="retry", reason="lost")
+    system.add("sampler_state", at_s=19, field="gpu.1", state="ok", reason="")
+    notes = [note for note in quality(system).notes if "lost" in note]
+    assert notes == ["gpu.0: retry (lost).", "gpu.1: retry (lost); read again later."]
+
+
 def test_loading_nvml_is_no_note_where_more_was_said() -> None:
     system = SystemRun(gpus=0).add("sampler_state", field="gpu", state="retry", reason=NVML_LOADING)
     assert any(NVML_LOADING in note for note in quality(system).notes)
@@ -75,4 +84,4 @@ def test_gaps_of_each_node_are_problems() -> None:
     system.frames["host_samples"] = system.frames["host_samples"].filter(
         (pl.col("node") == 0) | ~(pl.col("time_ns") // SECOND % 30).is_between(10, 15)
     )
-    assert "The sampler of node 1 has 2 gap(s), the longest 7.00 s." in quality(system).problems
+    assert "The sampler of node 1 has 2 gaps, the longest 7.00 s." in quality(system).problems

@@ -313,6 +313,16 @@ def test_a_sample_between_two_gaps_is_a_point(gpus):
     assert "marker" not in charts_of(system_of(gpu_answers(gpus)))["gpu-power"].spec["data"][0]
 
 
+def test_a_gap_is_a_stretch_between_values_however_many_samples_it_lacks():
+    at = tuple(range(0, 8 * 10**9, 10**9))
+    y = (None, 500.0, None, None, None, 510.0, 520.0, None)
+    system = SystemAnswer(sentence="One.", curves=(Curve(label="host CPU", unit="ratio", x_ns=at, y=y),), figures=())
+    found = charts_of(system_of(with_system(system)))
+    (curves,) = [chart.table for chart in found.values()]
+    assert column_of(curves, "points") == ["3"]
+    assert column_of(curves, "gaps") == ["1"]
+
+
 def test_decimation_is_said_and_its_points_have_no_median():
     system = gpu_system(2, points=100)
     section = system_of(with_system(system))
@@ -320,7 +330,7 @@ def test_decimation_is_said_and_its_points_have_no_median():
     labels = [column.label for column in charts_of(section)["gpu-power"].table.columns]
     assert labels == ["curve", "points", "gaps", "lowest", "highest"]
     whole = charts_of(system_of(gpu_answers(2)))["gpu-power"].table
-    assert [column.label for column in whole.columns] == ["curve", "samples", "gaps", "lowest", "median", "highest"]
+    assert [column.label for column in whole.columns] == ["curve", "points", "gaps", "lowest", "median", "highest"]
     heat = charts_of(system_of(with_system(gpu_system(40, points=100))))["gpu-power"]
     assert heat.note.startswith("Each cell is the mean of the points that were kept")
 

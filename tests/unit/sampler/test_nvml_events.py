@@ -179,6 +179,21 @@ def test_gpus_that_are_all_lost_are_asked_again_later() -> None:
     assert driver.waits == 0
 
 
+def test_one_gpu_that_was_lost_at_the_start_is_asked_again() -> None:
+    driver = Driver()
+    driver.refused[7001] = "NVML_ERROR_GPU_IS_LOST"
+    watch = Watch(driver)
+    watch.events.start()
+    watch.wait(lambda: driver.waits > 0 and any(row[0] == "gpu.1.events" for row in watch.table("sampler_state")))
+    driver.refused.clear()
+    watch.wait(lambda: [handle for handle, _ in driver.registered] == [7000, 7001])
+    driver.script.append((7001, 0x8, 79))
+    watch.wait(lambda: watch.table("gpu_events") == [(1, "xid", 79)])
+    watch.events.close()
+    states = [row[1] for row in watch.table("sampler_state") if row[0] == "gpu.1.events"]
+    assert states == ["retry", "ok"]
+
+
 def test_waits_that_return_at_once_do_not_spin() -> None:
     driver = Driver()
     watch = Watch(driver)
