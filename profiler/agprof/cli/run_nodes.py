@@ -152,7 +152,7 @@ def _ways(plans: Sequence["NodePlan"], commands: Sequence["AgentCommand"]) -> li
 def _sbatch(loaded: "LoadedWorkload", job: "SetupJob", out: Path) -> None:
     """Write the file for sbatch here, but never over one that says something else, and print it."""
     from agprof.errors import LaunchError
-    from agprof.launch.slurm import sbatch_text
+    from agprof.launch.slurm import few_cores_note, sbatch_text
 
     argv = [sys.executable, "-m", "agprof", "run", loaded.reference, "--setup", job.name, "--out", str(out), "--plain"]
     for item in loaded.sets:
@@ -168,3 +168,5 @@ def _sbatch(loaded: "LoadedWorkload", job: "SetupJob", out: Path) -> None:
     print(f"sbatch    {shlex.join(['sbatch', str(path)])}, with {path}:")
     for line in text.splitlines():
         print(f"  {line}")
+    if note := few_cores_note(job.setup):
+        print(f"note: {note}")

@@ -36,14 +36,25 @@ def srun_words(setup: SetupSection, hosts: Sequence[str]) -> tuple[str, ...]:
     words = ["srun"]
     if hosts:
         words.append(f"--nodelist={','.join(hosts)}")
-    # --overlap: the step shares the first node's cores and GPUs with agprof itself. --input=all is srun's default
-    # unless the site has set SLURM_STDINMODE.
-    words += ["--overlap", "--export=ALL", "--unbuffered", "--input=all"]
+    # --overlap: the step shares the first node's cores and GPUs with agprof itself. --cpu-bind=none: a node's one task
+    # is the agent of all its ranks, and must not be bound to one task's cores. --input=all is srun's default unless
+    # the site has set SLURM_STDINMODE.
+    words += ["--overlap", "--export=ALL", "--cpu-bind=none", "--unbuffered", "--input=all"]
     if slurm is not None and slurm.cpus_per_task is not None:
         words.append(f"--cpus-per-task={slurm.cpus_per_task}")
     if slurm is not None and slurm.gpus_per_node:
         words.append(f"--gpus-per-node={slurm.gpus_per_node}")
     return tuple(words)
+
+
+def few_cores_note(setup: SetupSection) -> str | None:
+    """What to say when Slurm would give each node's task a single core, as it does unless it is told more."""
+    slurm = setup.slurm
+    if slurm is None or slurm.cpus_per_task is not None or any("exclusive" in option for option in slurm.options):
+        return None
+    return (
+        "slurm.cpus_per_task is not given: Slurm then gives a node's ranks one core; give it, or options: [--exclusive]"
+    )
 
 
 def sbatch_text(setup: SetupSection, *, name: str, cwd: Path, argv: Sequence[str]) -> str:

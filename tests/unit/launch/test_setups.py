@@ -128,11 +128,26 @@ def test_an_srun_step_names_its_nodes(scontrol: dict[str, str], monkeypatch: pyt
     )  # fmt: skip
     (command,) = site.transport(plans)
     words = " ".join(command.argv)
-    for option in ("--nodelist=n1,n2", "--nodes 2", "--ntasks 2", "--gpus-per-node=8", "--cpus-per-task=16"):
+    for option in (
+        "--cpu-bind=none",
+        "--nodelist=n1,n2",
+        "--nodes 2",
+        "--ntasks 2",
+        "--gpus-per-node=8",
+        "--cpus-per-task=16",
+    ):
         assert option in words
     assert command.nodes == (0, 1)
     lines = describe_nodes(asked, plans, [command.argv] * 2)
     assert any("n2, n2, ranks 2 to 3" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [("", True), ("cpus_per_task: 8", False), ("options: [--exclusive]", False), ("options: [--mem=0]", True)],
+)
+def test_one_core_for_all_ranks_is_said(section: str, *, said: bool) -> None:
+    assert (slurm.few_cores_note(job(f"nodes: 2, slurm: {{{section}}}").setup) is not None) == said
 
 
 def test_emulated_nodes_share_the_cores() -> None:
