@@ -218,9 +218,9 @@ def test_deepspeeds_own_way_leaves_no_rank_behind(cluster: Cluster, how: str) ->
     argv = cluster.nodes.command(0, [str(AGPROF), "run", "job.yaml", "--setup", "two", "--out", "runs", "--plain"])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "AGPROF_NO_DS_OPS": "1"}
     with subprocess.Popen(argv, cwd=cluster.folder, env=env, stderr=subprocess.PIPE, text=True) as agprof:
-        stopwatch = threading.Timer(100, agprof.kill)
+        stopwatch = threading.Timer(200, agprof.kill)
         stopwatch.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not all((cluster.folder / f"up-{rank}").exists() for rank in (0, 1)):
             assert time.monotonic() < deadline and agprof.poll() is None, "the ranks never came up"
             time.sleep(0.05)

@@ -295,9 +295,7 @@ class SupervisedSampler:
         status = process.wait()
         if not told and status != 0:
             when = "as the job ended" if already is not None else "when it was to end"
-            self._notes.append(
-                f"the sampler {_death_of(status, 0.0).how} {when}; see {self._log_name}"
-            )
+            self._notes.append(f"the sampler {_death_of(status, 0.0).how} {when}; see {self._log_name}")
         return 128 - status if status < 0 else status
 
 
