@@ -96,17 +96,16 @@ def other_tenants(evidence: Evidence) -> Finding | None:
 def memory_errors(evidence: Evidence) -> Finding | None:
     """Uncorrected memory errors in the run, or rows that wait for or failed their replacement."""
     gpus = evidence.system.gpus
-    wrong = [
-        f"{name_gpu(gpu, gpus)}: {gpu.ecc_uncorrected.value:.0f} uncorrected ECC errors"
-        for gpu in gpus
-        if gpu.ecc_uncorrected.value
-    ]
+    bad = [gpu for gpu in gpus if gpu.ecc_uncorrected.value]
+    wrong = [f"{name_gpu(gpu, gpus)}: {gpu.ecc_uncorrected.value:.0f} uncorrected ECC errors" for gpu in bad]
     health = evidence.view.tables["gpu_health"].group_by("node", "gpu").agg(
         pl.col("remap_pending").any(), pl.col("remap_failed").any()
     )  # fmt: skip
     state = {(node, gpu): (pending, failed) for node, gpu, pending, failed in health.sort("node", "gpu").iter_rows()}
     for gpu in gpus:
         pending, failed = state.get((gpu.node, gpu.gpu), (False, False))
+        if failed or pending:
+            bad.append(gpu)
         if failed:
             wrong.append(f"{name_gpu(gpu, gpus)}: a row of memory could not be replaced")
         elif pending:
@@ -114,19 +113,31 @@ def memory_errors(evidence: Evidence) -> Finding | None:
     if not wrong:
         return None
     failed_one = any(failed for _, failed in state.values())
+    unused = _no_rank_uses(evidence, {(gpu.node, gpu.gpu) for gpu in bad})
+    distrust = "" if unused else " Do not trust results of steps in which an uncorrected error came."
     return Finding(
         key="gpu-memory-errors",
         title="The memory of a GPU has errors" if len(wrong) == 1 else f"GPU memory has errors ({len(wrong)} faults)",
-        evidence=f"{'; '.join(wrong[: 2 * _NAMED])}{' ...' if len(wrong) > 2 * _NAMED else ''}.",
+        evidence=f"{'; '.join(wrong[: 2 * _NAMED])}{' ...' if len(wrong) > 2 * _NAMED else ''}.{unused}",
         section="system",
         saving_ns_per_step=None,
         confidence="measured",
         change="Have the GPU replaced: it has no spare row left for the bad one."
         if failed_one
         else "Reset the GPU before it is used again (nvidia-smi --gpu-reset, or a reboot): bad rows are replaced "
-        "then. Do not trust results of steps in which an uncorrected error came.",
+        f"then.{distrust}",
         check="nvidia-smi -q -d ECC,ROW_REMAPPER shows neither new uncorrected errors nor a pending or failed row.",
     )
+
+
+def _no_rank_uses(evidence: Evidence, keys: set[tuple[int, int]]) -> str:
+    """A sentence where it is known that no rank uses any of these GPUs (node, index), nor an instance of them."""
+    used = {(gpu.node, gpu.gpu) for gpu in gpus_of_run(evidence.system)}
+    # Of a MIG instance the index is 1000 * (its GPU's + 1) + its slot.
+    used |= {(node, gpu // 1000 - 1) for node, gpu in used if gpu >= 1000}
+    if not keys or keys & used:
+        return ""
+    return f" No rank of this run uses {'it' if len(keys) == 1 else 'them'}."
 
 
 _SERIOUS: dict[Concern, int] = {"gpu": 0, "job": 1, "note": 2}
@@ -144,10 +155,11 @@ def xid_events(evidence: Evidence) -> Finding | None:
     worst = xid_of(codes[0])
     told = [_told(code, counts[code], _where(events, code)) for code in codes[:_NAMED]]
     more = f" And {len(codes) - _NAMED} other numbers." if len(codes) > _NAMED else ""
+    unused = "" if events["gpu"].null_count() else _no_rank_uses(evidence, set(events.select("node", "gpu").rows()))
     return Finding(
         key="gpu-xid",
         title=f"The GPU driver reported {_numbers(codes)}",
-        evidence=" ".join(told) + more,
+        evidence=" ".join(told) + more + unused,
         section="system",
         saving_ns_per_step=None,
         confidence="measured",

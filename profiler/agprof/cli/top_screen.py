@@ -71,7 +71,8 @@ def _title(frame: Frame, width: int) -> Text:
     steps = max((rank.steps_done for rank in frame.ranks), default=0)
     words = [f"agprof top · {_plain(frame.title)}", frame.status]
     if frame.ranks:
-        words.append(f"step {steps}" + (f" of {frame.total_steps}" if frame.total_steps else ""))
+        # A total that the job went past was said wrong.
+        words.append(f"step {steps}" + (f" of {frame.total_steps}" if (frame.total_steps or 0) >= steps else ""))
         slowest = min(frame.ranks, key=lambda rank: rank.steps_per_s() or math.inf)
         if (rate := slowest.steps_per_s()) is not None:
             words.append(f"{rate:.3g} steps/s")

@@ -1,6 +1,7 @@
 """The live state of a node, what stands out in it, and one frame of it as text."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,6 +185,13 @@ def test_gpus_are_shown_with_power_limit_memory_and_what_holds_them_down() -> No
     narrow = "\n".join(text_of(crowded(1, 2), 80, 40))
     assert "650/700 W" in narrow
     assert "NVLink" not in narrow
+
+
+@pytest.mark.parametrize(("total", "words"), [(100, "step 5 of 100 ·"), (4, "step 5 ·"), (None, "step 5 ·")])
+def test_a_total_that_the_job_went_past_is_not_told(total: int | None, words: str) -> None:
+    title = text_of(replace(crowded(1, 0), total_steps=total), 80, 24)[0]
+    assert words in title
+    assert ("left" in title) == (total == 100)
 
 
 def test_what_does_not_fit_is_counted() -> None:

@@ -230,6 +230,17 @@ def test_errors_of_before_the_run_and_corrected_ones_are_no_finding() -> None:
     assert found(system.between("gpu_health", 30, END, ecc_corrected=99_999)) == {}
 
 
+def test_errors_of_a_gpu_that_no_rank_uses_say_so() -> None:
+    system = SystemRun(gpus=4, ranks=2).add("gpu_events", at_s=30, gpu=3, kind="xid", code=79)
+    system.between("gpu_health", 30, END, gpu=3, ecc_uncorrected=2)
+    told = found(system)
+    for key in ("gpu-xid", "gpu-memory-errors"):
+        assert told[key].evidence.endswith(" No rank of this run uses it.")
+    assert "Do not trust" not in told["gpu-memory-errors"].change
+    system.add("gpu_events", at_s=31, gpu=0, kind="xid", code=13)
+    assert "No rank" not in found(system)["gpu-xid"].evidence
+
+
 def test_xids_are_told_worst_first() -> None:
     system = SystemRun()
     for code, gpu in ((45, 0), (31, 0), (79, 1), (79, 1)):
