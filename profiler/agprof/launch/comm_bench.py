@@ -149,7 +149,11 @@ def measure_on(job: SetupJob, base_dir: Path, wish: Wish, *, python: str, say: S
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agprof-comm-")))
         plans = plan_bench(wish, site.nodes, job, folder, python=python, port=host.free_port())
         lines = Lines(layout.launcher_log(folder), say)
-        outcome = execute_nodes(plans, site.transport, folder, on_tick=lambda: None if lines.look() else None)
+
+        def follow() -> None:
+            lines.look()
+
+        outcome = execute_nodes(plans, site.transport, folder, on_tick=follow)
         lines.look()
         if outcome.reason == "interrupted":
             raise KeyboardInterrupt
