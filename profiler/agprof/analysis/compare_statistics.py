@@ -22,6 +22,8 @@ LEVEL = 0.05
 MIN_STEPS = 6
 """Steps of a single run below which its steps are not resampled."""
 _MOST_PERMUTATIONS = 20_000
+_WIDEST = 600.0
+"""Of an interval on the scale of logarithms: e to it times any ratio is still a number."""
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Statistic = Literal["median", "mean"]
@@ -104,7 +106,7 @@ def _welch(a: Sequence[float], b: Sequence[float], *, p: float, least: float, me
     ends = None
     if relative is not None and means[1] > 0:
         on_logs = [share / mean**2 for share, mean in zip(shares, means, strict=True)]
-        wide = min(_half_width(on_logs, (len(a), len(b))), 700.0)
+        wide = min(_half_width(on_logs, (len(a), len(b))), _WIDEST)
         ends = (means[1] / means[0] * math.exp(-wide) - 1, means[1] / means[0] * math.exp(wide) - 1)
     shown = means[1] - means[0]
     return Difference(
