@@ -187,7 +187,8 @@ def _cpu(look: Look, slow: Slow) -> LikelyCause | None:
     resources, rank = look.resources, slow.rank
     wait, wait_others = resources.against_others("cpu_wait", rank)
     cores, cores_others = resources.against_others("cpu_cores", rank)
-    share = f"; it gets {cores:.2f} cores, the others {cores_others:.2f}" if cores and cores_others else ""
+    less = cores is not None and cores_others is not None and cores <= LESS_CPU * cores_others
+    share = f"; it gets {cores:.2f} cores, the others {cores_others:.2f}" if less else ""
     if wait is not None and wait_others is not None:
         more = wait - wait_others
         whole = float(slow.rows.filter(pl.col("rank") == rank)["duration_ns"].sum())
@@ -199,9 +200,9 @@ def _cpu(look: Look, slow: Slow) -> LikelyCause | None:
         )
         return LikelyCause("CPU taken away", evidence, "modelled")
     switches, switches_others = resources.against_others("switches", rank)
-    if switches is None or switches_others is None or cores is None or cores_others is None:
+    if switches is None or switches_others is None:
         return None
-    if switches < max(SWITCHES_PER_S, MORE_SWITCHES * switches_others) or cores > LESS_CPU * cores_others:
+    if switches < max(SWITCHES_PER_S, MORE_SWITCHES * switches_others) or not less:
         return None
     evidence = (
         f"its CPU is taken away {switches:,.0f} times a second, those of the others {switches_others:,.0f}{share}"

@@ -1,14 +1,18 @@
-"""GPT-2 at toy size, each rank on a core of its own.
+"""GPT-2 at toy size, each rank on a core of its own, rank 1 slowed on purpose.
 
-SLOW_LOADER=1: rank 1 reads each block as from a slow disk. POLITE=1: rank 1 gives way to others that want its core.
+SLOW=loader: it reads each block as from a slow disk. SLOW=core: a busy program wants its core too, and goes first.
 """
 
 import os
+import subprocess
+import sys
 import time
 
 from agprof_workloads.gpt2 import train
 
 SECONDS = 0.06
+# of the same session as the rank, so that a kernel that shares CPUs out by session weighs the two against each other
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
 
 
 class SlowBlocks(train.Blocks):
@@ -17,14 +21,28 @@ class SlowBlocks(train.Blocks):
         return super().__getitem__(index)
 
 
+def beside_a_busy_program(run):
+    def run_slowly(*args):
+        busy = subprocess.Popen([sys.executable, "-c", BUSY])
+        os.nice(5)
+        try:
+            run(*args)
+        finally:
+            busy.kill()
+            busy.wait()
+
+    return run_slowly
+
+
 def main():
     rank = int(os.environ["RANK"])
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
-    if rank == 1 and os.environ.get("SLOW_LOADER"):
+    slow = os.environ.get("SLOW") if rank == 1 else None
+    if slow == "loader":
         train.Blocks = SlowBlocks
-    if rank == 1 and os.environ.get("POLITE"):
-        os.nice(5)
+    if slow == "core":
+        train.run = beside_a_busy_program(train.run)
     train.main()
 
 
