@@ -108,11 +108,19 @@ def _columns(table: str, rows: Rows, reasons: dict[str, tuple[str, str]], prefix
     for column in BY_NAME[table].columns:
         if column.name in _KEYS or f"{table}.{column.name}" in _MOVED or column.name in _OF_A_LIMIT:
             continue
-        if having and all(column.name in known for known in having.values()):
+        lacking = [key for key, known in having.items() if column.name not in known]
+        if having and not lacking:
             yield {"field": f"{prefix}.{column.name}", "state": "ok", "reason": ""}
         else:
             state, reason = _reason(column.name, reasons, prefix)
-            yield {"field": f"{prefix}.{column.name}", "state": state, "reason": reason}
+            which = _which(lacking) if prefix == "gpu" and len(lacking) < len(having) else ""
+            yield {"field": f"{prefix}.{column.name}", "state": state, "reason": which + reason}
+
+
+def _which(gpus: Iterable[object]) -> str:
+    """`GPU 7 alone: `, for what the other GPUs have."""
+    numbers = [str(gpu) for gpu in gpus]
+    return f"GPU {numbers[0]} alone: " if len(numbers) == 1 else f"GPUs {', '.join(numbers)}: "
 
 
 def _reason(column: str, reasons: dict[str, tuple[str, str]], prefix: str) -> tuple[str, str]:
