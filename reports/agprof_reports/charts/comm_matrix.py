@@ -48,6 +48,7 @@ def matrix(found: TalkMatrix, node_of: Mapping[int, int]) -> Chart:
                     "xgap": 1 if few else 0,
                     "ygap": 1 if few else 0,
                     "zmin": 0,
+                    "zmax": max((value for row in z for value in row if value), default=1.0),
                     "colorscale": [[0, "$heat-0"], [1, "$heat-1"]],
                     "showscale": not few,
                     "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 4},

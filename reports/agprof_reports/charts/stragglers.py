@@ -40,7 +40,7 @@ def own_time(found: StragglerAnswer, node_of: Mapping[int, int]) -> Chart | None
         title="Own time of each rank and step",
         description="Heat map, one row per rank and one column per step: time of the step without waiting for others. "
         "A row with more ink than the others is a slow rank; a dark column is a slow step of all.",
-        height=64 + max(8 * len(names), 22 * min(len(names), 12)),
+        height=64 + max(8 * len(names), 22 * min(len(names), 12), 72),
         spec={
             "data": [
                 {
@@ -52,7 +52,7 @@ def own_time(found: StragglerAnswer, node_of: Mapping[int, int]) -> Chart | None
                     "zmin": cells[int(_LOW * (len(cells) - 1))],
                     "zmax": cells[math.ceil(_HIGH * (len(cells) - 1))],
                     "colorscale": [[0, "$heat-0"], [1, "$heat-1"]],
-                    "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 4, "ticksuffix": f" {unit}"},
+                    "colorbar": {"thickness": 8, "outlinewidth": 0, "len": 1, "nticks": 3, "ticksuffix": f" {unit}"},
                     "hoverongaps": False,
                     "hovertemplate": f"%{{text}}, step %{{x}}: %{{z:.3r}} {unit}<extra></extra>",
                 }
