@@ -28,7 +28,7 @@ def forecast(
     delay: Annotated[str | None, typer.Option(help="Delay of the link, one way: 1ms.", metavar="DELAY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
 ) -> int:
-    """Predict the step time of another number of nodes and of another link.
+    """Predict the step time on other nodes and links.
 
     From a measured run: its compute stays, its communication is computed anew by latency and bandwidth, fitted to
     `agprof bench-comm` over the same link where the run has it, else to the run's own collectives. Ranks keep the work
