@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from agprof.analysis.statistics import nothing
-from agprof.analysis.system_samples import Samples, Window, inside
+from agprof.analysis.system_samples import GAP_PERIODS, Samples, Window, inside
 from agprof.analysis.system_states import Reasons, reasons_of
 from agprof.analysis.system_throttles import POWER_BITS, THERMAL_BITS
 from agprof.model.figure import Figure
@@ -107,14 +107,23 @@ def _both_ways(name: str) -> pl.Expr:
 
 
 def _of_samples(samples: pl.DataFrame, window: Window) -> pl.DataFrame:
-    """Of gpu_samples: `step_ns` is the time since the GPU's sample before, which its counters of time are over."""
-    rows = inside(samples.with_columns(step_ns=pl.col("at_ns").diff().over(_BY)), window)
+    """Of gpu_samples: `step_ns` is the time since the GPU's sample before, which its counters of time are over.
+
+    A mean is over time: the sampler doubles its period where it costs too much. A sample stands for half of the time
+    to each of its neighbours; where one is more than three times as far as the other, there is a gap between.
+    """
+    steps = samples.with_columns(step_ns=pl.col("at_ns").diff().over(_BY))
+    before, after = pl.col("step_ns"), pl.col("step_ns").shift(-1).over(_BY)
+    most = GAP_PERIODS * pl.min_horizontal(before, after)
+    weight = (pl.min_horizontal(before.fill_null(after), most) + pl.min_horizontal(after.fill_null(before), most)) / 2
+    rows = inside(steps.with_columns(weight=weight.fill_null(1)), window)
+    of_time = pl.col("weight")
     reasons = pl.col("clock_event_reasons")
     return rows.group_by(_BY).agg(
-        *_mean("utilization_ratio"),
-        *_mean("power_mw"),
-        *_mean("pcie", _both_ways("pcie")),
-        *_mean("nvlink", _both_ways("nvlink")),
+        *_mean("utilization_ratio", weight=of_time),
+        *_mean("power_mw", weight=of_time),
+        *_mean("pcie", _both_ways("pcie"), of_time),
+        *_mean("nvlink", _both_ways("nvlink"), of_time),
         *_mean("sm_clock_mhz"),
         pl.col("sm_clock_mhz").median().alias("sm_clock_mhz median"),
         pl.col("power_kind").drop_nulls().first(),

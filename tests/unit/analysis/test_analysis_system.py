@@ -28,6 +28,8 @@ from synthetic_system import (
     uuid_of,
 )
 
+END_S = 1000
+
 
 def answer(system: SystemRun) -> SystemAnswer:
     return analyse_system(system.view())
@@ -75,6 +77,16 @@ def test_a_mean_over_activity_is_weighted_by_its_periods() -> None:
     system = SystemRun(gpus=1).between("gpu_activity", 10, 11, sm_ratio=0.0, period_ns=59 * SECOND)
     # 59 readings in the steady window: 58 of 1 s at 0.7, one of 59 s at 0
     assert gpu(answer(system)).sm.value == pytest.approx(0.7 * 58 / (58 + 59))
+
+
+def test_a_mean_over_samples_is_over_time_where_the_sampler_slowed_down() -> None:
+    system = SystemRun(gpus=1, seconds=60).between("gpu_samples", 30, END_S, power_mw=100_000)
+    frame = system.frames["gpu_samples"]
+    second = (pl.col("time_ns") - BOOT_NS) // SECOND
+    whole = (pl.col("time_ns") - BOOT_NS) % SECOND == 0
+    system.frames["gpu_samples"] = frame.filter((second < 30) | whole)
+    # of the steady 58 s 28 at POWER_MW, five samples each, and 30 at 100 W, one each
+    assert gpu(answer(system)).power.value == pytest.approx((28 * POWER_MW / 1e3 + 30 * 100) / 58, rel=0.01)
 
 
 def test_the_throttled_share_is_the_counters_time_over_the_samples_time() -> None:
