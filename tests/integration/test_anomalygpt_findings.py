@@ -106,7 +106,7 @@ def test_the_query_is_encoded_twice(faithful: dict[str, Any]) -> None:
 
 def test_the_two_kinds_of_steps_are_told_by_the_memory_bank(faithful: dict[str, Any]) -> None:
     finding = faithful["bimodal-steps"]
-    assert re.search(r"m?s with `memory_bank`, [\d.]+ m?s without$", finding["title"])
+    assert re.search(r"ms with `memory_bank`, [\d.]+ ms without$", finding["title"])
     assert 0.25 < share(finding["evidence"], "of") < 0.8
 
 

@@ -1,4 +1,4 @@
-"""Checksums of tensors: of the whole, and, where asked for, of each item along the first two dimensions.
+"""Checksums of tensors: of the whole, and of each item along the first two dimensions.
 
 Equal tensors of one shape have equal checksums; different ones have equal checksums by chance only (64 bits, weights
 that look random). Nothing is waited for: on a CUDA device the checksums travel to pinned memory and are read once an
@@ -12,8 +12,6 @@ MAX_ELEMENTS = {"cpu": 1 << 24, "cuda": 1 << 20}
 """Larger tensors are not looked at, nor those of other devices: a checksum needs 8 bytes an element for a moment, which
 a GPU that is nearly full must not miss."""
 MAX_ITEMS = 4096
-_CHUNK = 1 << 16
-"""Words of 8 bytes that have weights of their own; chunks are weighted once more."""
 _STRIDE = 0x9E3779B97F4A7C15
 
 
@@ -45,11 +43,8 @@ class Fingerprints:
         self._torch = torch
         self._weights: dict[tuple[Any, int, Any], Any] = {}
 
-    def of(self, tensor: Any, *, items: bool) -> Fingerprint | None:
-        """None where the tensor can't be looked at without waiting for something, or is too large.
-
-        Without `items` it costs about a third, and its whole has the same checksum.
-        """
+    def of(self, tensor: Any) -> Fingerprint | None:
+        """None where the tensor can't be looked at without waiting for something, or is too large."""
         torch = self._torch
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
             return None
@@ -60,58 +55,28 @@ class Fingerprints:
             return None
         if kind == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
-        tensor = tensor.detach()
-        key = (tuple(tensor.shape), str(tensor.dtype))
-        whole = self._whole(tensor) if tensor.numel() else torch.zeros((), dtype=torch.int64, device=tensor.device)
-        if kind == "cpu" and not items:
-            number = int(whole.item())  # each operation costs more than what it computes
-            return Fingerprint(key, (0, 0), lambda: [number])
-        sums, sizes = self._together(whole, *(self._items(tensor) if items and tensor.numel() else (None, None)))
-        return Fingerprint(key, sizes, self._reader(sums))
+        sums, sizes = self._checksums(tensor.detach())
+        return Fingerprint((tuple(tensor.shape), str(tensor.dtype)), sizes, self._reader(sums))
 
-    def _whole(self, tensor: Any) -> Any:
-        """The sum of all words times odd numbers that look random, modulo 2**64."""
+    def _checksums(self, tensor: Any) -> tuple[Any, tuple[int, ...]]:
         torch = self._torch
-        flat = tensor.reshape(-1)
-        if flat.numel() * flat.element_size() % 8 == 0:
-            is_aligned = flat.storage_offset() * flat.element_size() % 8 == 0
-            words = (flat if is_aligned else flat.clone()).view(torch.int64)
-        else:
-            words = flat.view(_integers(torch)[flat.element_size()]).to(torch.int64)
-        whole, rest = divmod(words.numel(), _CHUNK)
-        if not whole:
-            return self._weighted(words)
-        chunks = words[: whole * _CHUNK].view(whole, _CHUNK)
-        weights = self._of_length(_CHUNK, torch.int64, words.device)
-        # Whole numbers have no product of matrices on a GPU.
-        sums = torch.mv(chunks, weights) if words.device.type == "cpu" else (chunks * weights).sum(1)
-        if rest:
-            sums = torch.cat([sums, self._weighted(words[whole * _CHUNK :]).reshape(1)])
-        return self._weighted(sums)
-
-    def _weighted(self, words: Any) -> Any:
-        torch = self._torch
-        weights = self._of_length(_CHUNK, torch.int64, words.device)
-        if len(words) < _CHUNK:
-            weights = weights[: len(words)]
-        return torch.dot(words, weights) if words.device.type == "cpu" else (words * weights).sum()
-
-    def _items(self, tensor: Any) -> tuple[Any, Any]:
-        """Checksums along the first and the second dimension; None for what it does not have."""
-        torch = self._torch
-        if tensor.dim() < 2:
-            return None, None
-        bits = tensor.view(_integers(torch)[tensor.element_size()])
+        bits = tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+        if not bits.numel():
+            return torch.zeros(1, dtype=torch.int64, device=bits.device), (0, 0)
+        if bits.dim() < 2:
+            bits = bits.reshape(1, -1)
         narrow = torch.int64 if bits.dtype == torch.int64 else torch.int32
         # The last dimension in the narrow type, so that no copy is wider than four bytes an element.
         rows = (bits * self._of_length(bits.shape[-1], narrow, bits.device)).sum(-1, dtype=torch.int64)
         if rows.dim() > 2:
             rows = (rows.flatten(2) * self._of_length(rows[0, 0].numel(), torch.int64, rows.device)).sum(-1)
         if rows.dim() == 1:
-            return rows, None
+            whole = (rows * self._of_length(len(rows), torch.int64, rows.device)).sum()
+            return self._together(whole, rows if tensor.dim() > 1 else None, None)
         first = (rows * self._of_length(rows.shape[1], torch.int64, rows.device)).sum(1)
         second = (rows * self._of_length(rows.shape[0], torch.int64, rows.device).unsqueeze(1)).sum(0)
-        return first, second
+        whole = (first * self._of_length(len(first), torch.int64, rows.device)).sum()
+        return self._together(whole, first, second)
 
     def _together(self, whole: Any, first: Any, second: Any) -> tuple[Any, tuple[int, ...]]:
         parts = [
@@ -141,8 +106,3 @@ class Fingerprints:
         event = torch.cuda.Event()
         event.record()
         return lambda: host.tolist() if event.query() else None
-
-
-def _integers(torch: Any) -> dict[int, Any]:
-    """The integer type of so many bytes."""
-    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

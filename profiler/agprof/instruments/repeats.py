@@ -23,8 +23,6 @@ MIN_SHARE = 0.02
 """Of the profile step's time: what a module must take to be looked at later."""
 MAX_COST = 0.01
 """Of a step's time: what comparing may cost before the step is marked as profiled."""
-MAX_MARKED = 2
-"""Steps marked for it; then nothing is compared any more, so that enough of a short run is left for its statistics."""
 MAX_CALLS = 20_000
 MAX_ARGUMENTS = 200
 
@@ -114,7 +112,6 @@ class Repeats(StepPart):
         self._watch: OpWatch | None = None
         self._first_step: int | None = None
         self._step_start_ns = 0
-        self._marked = 0
         self._cost_ns = 0
         """CPU time: what other processes take on a busy machine is none of it."""
         self.before = recorder.guard(INSTRUMENT, self._before)
@@ -166,8 +163,7 @@ class Repeats(StepPart):
         inside.append(call)
         self._calls.append(call)
         with self._unseen():
-            # Copies among the items of a batch are looked for in the profile step alone.
-            made = [self._fingerprints.of(tensor, items=call.step == self._first_step) for tensor in tensors]
+            made = [self._fingerprints.of(tensor) for tensor in tensors]
         known = [fingerprint for fingerprint in made if fingerprint is not None]
         if others is not None and tensors and len(known) == len(made):
             call.fingerprints, call.others = known, (module.training, *others)
@@ -205,13 +201,10 @@ class Repeats(StepPart):
         now = perf_counter_ns()
         if self._cost_ns > MAX_COST * (now - self._step_start_ns):
             self._recorder.profiled = True
-            self._marked += 1
         self._step_start_ns, self._cost_ns = now, 0
 
     def _step_ended(self, ended: int) -> None:
-        if self._first_step is None:
-            return
-        if ended >= self._first_step + LATER_STEPS or self._marked >= MAX_MARKED:
+        if self._first_step is not None and ended >= self._first_step + LATER_STEPS:
             self._finish()
 
     def _finish(self) -> None:

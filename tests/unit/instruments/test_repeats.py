@@ -7,17 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from agprof.instruments import repeats
 from agprof.instruments.profile_step import ProfileStep
-from agprof.instruments.repeats import LATER_STEPS, MAX_MARKED, Repeats
+from agprof.instruments.repeats import LATER_STEPS, Repeats
 
 BATCH = 4
-
-
-@pytest.fixture(autouse=True)
-def comparing_costs_little(monkeypatch):
-    """Steps of these models take less time than comparing their inputs; those of real ones take seconds."""
-    monkeypatch.setattr(repeats, "MAX_COST", 1e6)
 
 
 class Job(nn.Module):
@@ -177,25 +170,6 @@ def test_looking_ends_after_a_few_steps_and_leaves_no_hooks(rig):
     assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
     row = run.rows()["encoder"]
     assert (row.last_step, row.calls) == (1 + LATER_STEPS, 1 + LATER_STEPS)
-
-
-def test_where_comparing_costs_much_two_steps_are_marked_and_no_more(rig, monkeypatch):
-    monkeypatch.setattr(repeats, "MAX_COST", 0.0)
-    model = Job()
-    run = Run(rig, model).steps(*[batch(1)] * (LATER_STEPS + 6))
-    assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
-    tables = rig.finish()
-    marked = [row.step for row in tables["steps"] if row.profiled]
-    assert marked == [1, *range(2, 2 + MAX_MARKED)], "the profile step, and those in which comparing cost too much"
-    (row,) = tables["repeats"]
-    # What was found until then is kept: all calls but the first were repeated.
-    assert (row.last_step, row.calls, row.repeated_calls) == (1 + MAX_MARKED, 1 + MAX_MARKED, MAX_MARKED)
-    assert run.recorder.profiled is False
-
-
-def test_where_comparing_costs_little_no_step_is_marked(rig):
-    Run(rig, Job()).steps(*[batch(1)] * (LATER_STEPS + 6))
-    assert [row.step for row in rig.finish()["steps"] if row.profiled] == [1]
 
 
 def test_a_run_that_ends_early_writes_what_it_has_and_takes_its_hooks_away(rig):
