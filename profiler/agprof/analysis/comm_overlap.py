@@ -39,7 +39,7 @@ def analyse_overlap(view: View, calls: pl.DataFrame, trace: TraceAnswer | None) 
 def _by_host(view: View) -> tuple[Figure, Figure, Figure]:
     steady, tables = view.steady, view.tables
     flight = within(steady, collectives_in_flight(tables["collectives"], tables["waits"]))
-    standing = within(steady, standing_in_collectives(tables["collectives"], tables["waits"]))
+    standing = within(steady, standing_in_collectives(tables["collectives"], tables["waits"], tables["spans"]))
     return (
         mean_figure(flight.to_list(), "union of call to completion, per rank and steady step"),
         mean_figure(standing.to_list(), "of it, while a thread of the rank stood in a collective"),

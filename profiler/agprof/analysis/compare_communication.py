@@ -212,7 +212,7 @@ def _served(run: ComparedRun) -> pl.DataFrame:
             "start_ns", pl.col("done").shift(1).over("rank")
         )  # sorted: the last one's is the latest
     )
-    standing = standing_in_collectives(view.tables["collectives"], view.tables["waits"])
+    standing = standing_in_collectives(view.tables["collectives"], view.tables["waits"], view.tables["spans"])
     ends = covered_until(calls.select("rank", at_ns="done"), standing)
     stood = ends - covered_until(calls.select("rank", at_ns="begun"), standing)
     own = pl.min_horizontal(pl.col("done") - pl.col("begun"), "transfer_ns")

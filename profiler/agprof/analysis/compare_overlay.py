@@ -41,7 +41,7 @@ def _shares(run: ComparedRun) -> dict[str, Floats]:
         name: view.tables[name].join(ranks, on="rank", how="semi") for name in ("spans", "collectives", "waits")
     }  # fmt: skip
     spans = main_thread_phases(near["spans"]).filter((pl.col("end_ns") >= lasts[0]) & (pl.col("start_ns") <= lasts[1]))
-    standing = standing_in_collectives(near["collectives"], near["waits"])
+    standing = standing_in_collectives(near["collectives"], near["waits"], near["spans"])
     segments = innermost(spans)
     borders = steps.select("rank", *(_border(at).alias(str(at)) for at in range(POINTS + 1)))
     points = borders.unpivot(index="rank", value_name="at_ns").select("rank", "at_ns")

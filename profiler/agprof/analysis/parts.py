@@ -18,7 +18,7 @@ def step_parts(
     return, in wait(), or in DDP's own wait for its buckets); else to the innermost phase of the main thread; else to
     `other`.
     """
-    standing = standing_in_collectives(collectives, waits)
+    standing = standing_in_collectives(collectives, waits, spans)
     segments = innermost(main_thread_phases(spans))
     borders = pl.concat([steps.select("rank", at_ns="start_ns"), steps.select("rank", at_ns="end_ns")])
 
@@ -34,33 +34,42 @@ def step_parts(
     return parts.with_columns(other=pl.col("end_ns") - pl.col("start_ns") - covered).select(*steps.columns, *PHASES)
 
 
-def standing_in_collectives(collectives: pl.DataFrame, waits: pl.DataFrame) -> pl.DataFrame:
+def standing_in_collectives(collectives: pl.DataFrame, waits: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """Union per rank of the intervals in which a caller stood in a collective."""
     return union(
         pl.concat(
             [
                 collectives.select("rank", "start_ns", end_ns="issue_end_ns"),
                 waits.select("rank", "start_ns", "end_ns"),
-                reducer_waits(collectives).select("rank", "start_ns", "end_ns"),
+                reducer_waits(collectives, spans).select("rank", "start_ns", "end_ns"),
             ]
         )
     )
 
 
-def reducer_waits(collectives: pl.DataFrame) -> pl.DataFrame:
+def reducer_waits(collectives: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """Where DistributedDataParallel's reducer waits in C++ for its buckets, one row per rank, backward and group: rank,
     step, micro_step, group, group_size, start_ns, end_ns.
 
     It issues the last bucket of a backward when the last gradient is there, and the backward returns when all buckets
-    are complete. Known where their ends are: on a CPU.
+    are complete. Known where their ends are: on a CPU. An end is told by a callback that may have to wait for the
+    interpreter, so that it can come when the optimizer runs already: the wait ends with the backward at the latest.
     """
     buckets = collectives.filter(
         (pl.col("tap") == "dispatcher") & (pl.col("op") == "all_reduce") & (pl.col("caller") == "backward")
     ).drop_nulls("end_ns")
-    return (
+    waits = (
         buckets.group_by("rank", "step", "micro_step", "group", "group_size")
         .agg(start_ns=pl.col("issue_end_ns").max(), end_ns=pl.col("end_ns").max())
-        .filter(pl.col("end_ns") > pl.col("start_ns"))
+        .sort("start_ns")
+    )
+    backward = spans.filter((pl.col("category") == "phase") & (pl.col("name") == "backward"))
+    backward = backward.select("rank", start_ns="start_ns", returns_ns="end_ns").sort("start_ns")
+    return (
+        waits.join_asof(backward, on="start_ns", by="rank", check_sortedness=False)
+        .with_columns(end_ns=pl.min_horizontal("end_ns", "returns_ns"))
+        .filter(pl.col("returns_ns").is_not_null() & (pl.col("end_ns") > pl.col("start_ns")))
+        .drop("returns_ns")
         .sort("rank", "start_ns")
     )
 

@@ -97,7 +97,9 @@ def own_times(view: View, calls: pl.DataFrame) -> pl.DataFrame:
 
 def _waits_of_reducers(view: View) -> pl.DataFrame:
     """DDP's waits for its buckets, beyond the shortest wait of any rank of the group for the same backward."""
-    waits = reducer_waits(view.tables["collectives"]).with_columns(stay=pl.col("end_ns") - pl.col("start_ns"))
+    waits = reducer_waits(view.tables["collectives"], view.tables["spans"]).with_columns(
+        stay=pl.col("end_ns") - pl.col("start_ns")
+    )
     match = ["step", "micro_step", "group"]
     whole = waits.filter(pl.col("rank").n_unique().over(match) == pl.col("group_size"))
     return whole.select("rank", "step", waited=pl.col("stay") - pl.col("stay").min().over(match))

@@ -38,7 +38,8 @@ def test_a_setup_changes_launcher_ranks_and_environment_alone() -> None:
 def test_names_stay_within_their_limit() -> None:
     long = workload(TEXT.replace("name: job", f"name: {'x' * 64}").replace("one-node", "y" * 64))
     (job,) = choose_setups(long, ["y" * 64])
-    parse_workload(f"name: {job.workload.name}\nmodule: a.b\n", Path("/nowhere"))
+    again = parse_workload(f"name: {job.workload.name}\nmodule: a.b\n", Path("/nowhere"))
+    assert again.workload.name == job.workload.name
 
 
 @pytest.mark.parametrize(
