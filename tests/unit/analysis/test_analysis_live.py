@@ -34,7 +34,8 @@ def test_rate_and_time_left():
     assert live.steps_per_s() == pytest.approx(10)
     assert live.eta_s(24) == pytest.approx(2)
     assert live.eta_s(None) is None
-    assert live.eta_s(2) == 0
+    assert live.eta_s(4) == 0
+    assert live.eta_s(2) is None, "it went past what was asked for"
 
 
 def test_communication_is_taken_out_of_the_phase_that_issued_it_and_shares_add_up():
