@@ -1,6 +1,6 @@
 """GPT-2 at toy size, each rank on a core of its own, rank 1 slowed on purpose.
 
-SLOW=loader: it reads each block as from a slow disk. SLOW=core: a busy program wants its core too, and goes first.
+SLOW=loader: it reads each block as from a slow disk. SLOW=core: busy programs want its core too, and go first.
 """
 
 import os
@@ -23,13 +23,14 @@ class SlowBlocks(train.Blocks):
 
 def beside_a_busy_program(run):
     def run_slowly(*args):
-        busy = subprocess.Popen([sys.executable, "-c", BUSY])
+        busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(3)]
         os.nice(5)
         try:
             run(*args)
         finally:
-            busy.kill()
-            busy.wait()
+            for program in busy:
+                program.kill()
+                program.wait()
 
     return run_slowly
 
