@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,26 @@ def test_a_rank_that_sleeps_in_its_data_loader_is_found(tmp_path: Path) -> None:
     assert "Likely cause: data" in found["straggler"]["evidence"]
 
 
+def on_a_quiet_machine(check: Callable[[Path], None], tmp_path: Path, tries: int = 3) -> None:
+    """Other programs that take cores make other ranks slow, truly: the check has to hold in one of some runs."""
+    for number in range(tries):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            check(folder)
+        except AssertionError:
+            if number == tries - 1:
+                raise
+        else:
+            return
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for each rank")
 def test_a_rank_whose_core_is_wanted_by_others_is_found(tmp_path: Path) -> None:
+    on_a_quiet_machine(core_is_wanted, tmp_path)
+
+
+def core_is_wanted(tmp_path: Path) -> None:
     answer = slow_rank(tmp_path, 30, ", SLOW: core")["stragglers"]
     first = answer["rows"][0]
     assert answer["persistent"], answer["sentence"]
@@ -67,6 +86,10 @@ def test_a_rank_whose_core_is_wanted_by_others_is_found(tmp_path: Path) -> None:
 
 def test_ranks_that_throw_their_own_coins_take_turns(tmp_path: Path) -> None:
     """AnomalyGPT's coin for the memory bank, decorrelated: who has heads is slow in that step, and nobody always."""
+    on_a_quiet_machine(coins_take_turns, tmp_path)
+
+
+def coins_take_turns(tmp_path: Path) -> None:
     sets = ("launch.ranks_per_node=2", "args.steps=40", "args.decorrelate=true", "profile.total_steps=40")
     report = report_of(["anomalygpt", *(word for one in sets for word in ("--set", one))], tmp_path / "runs")
     answer = report["stragglers"]
